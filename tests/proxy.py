@@ -1,4 +1,4 @@
-"""A proxy between a client and a server, which makes the replies as slow as a test wants them."""
+"""A proxy between a client and a server, which makes the replies as slow, or as damaged, as a test wants them."""
 
 from __future__ import annotations
 
@@ -41,6 +41,10 @@ class Proxy:
     def on_request(self, data: bytes) -> None:
         """Handle bytes for the server before they are forwarded. A subclass overrides this."""
 
+    def on_reply(self, data: bytes) -> bytes:
+        """Return the bytes to forward in the place of bytes from the server. A subclass overrides this."""
+        return data
+
     def _accept(self) -> None:
         while True:
             client, _ = self._listener.accept()
@@ -64,6 +68,7 @@ class Proxy:
         try:
             while data := server.recv(BUFFER):
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                data = self.on_reply(data)
                 while data:
                     if self.stop_after is not None:
                         self.stop_after -= len(data)

@@ -9,10 +9,11 @@ from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
 from ..backends.redis.clock import ServerClock
-from ..backends.redis.driver import hang_ups, response_errors
-from ..backends.redis.requests import Exchange, Request, coded, failure_of
+from ..backends.redis.driver import hang_ups
+from ..backends.redis.requests import Exchange, Request, failure_of
 from ..errors import BackendError
-from .connector import CATCH_UP, Connector, disconnect, error_for, no_answer, within
+from .connector import CATCH_UP, Connector, error_for, no_answer, within
+from .stream import Stream, stream_of
 
 #: Maximum number of calls that are sent together.
 CALLS_PER_SEND: Final = 100
@@ -107,7 +108,7 @@ class PipelinedConnection:
     def __init__(self, connector: Connector, clock: ServerClock) -> None:
         self._connector = connector
         self._clock = clock
-        self._connection: Any = None
+        self._stream: Stream | None = None
         self._calls: deque[_Call] = deque()
         self._task: asyncio.Task[None] | None = None
         # Whether there are no calls, although the task may not have ended yet.
@@ -130,9 +131,10 @@ class PipelinedConnection:
         deadline = loop.time() + self._connector.timeout
         call = _Call(requests, self._clock, deadline, self._replies)
         self._limit(call)
-        may_be_alone = _CAN_UNCANCEL and self._is_free and self._lone is None and self._connection is not None
-        if may_be_alone and len(call.exchange.packed) <= _SMALL:
-            await self._run_alone(self._connection, call)
+        stream = self._stream
+        may_be_alone = _CAN_UNCANCEL and self._is_free and self._lone is None
+        if may_be_alone and stream is not None and len(call.exchange.packed) <= _SMALL:
+            await self._run_alone(stream, call)
             if call.is_done:
                 return requests
         else:
@@ -144,13 +146,13 @@ class PipelinedConnection:
         await call.waiter
         return requests
 
-    async def _run_alone(self, connection: Any, call: _Call) -> None:
+    async def _run_alone(self, stream: Stream, call: _Call) -> None:
         """Send a call and receive its replies.  If the call has to be sent again, the task sends it."""
         task: Any = asyncio.current_task()
         before = task.cancelling()
         self._lone, call.caller = call, task
         try:
-            await self._send_and_receive(connection, [call])
+            await self._send_and_receive(stream, [call])
         except BaseException as e:
             call.caller = None
             # If the call is done here, `_Call.fail` has failed it and cancelled this task.
@@ -271,19 +273,19 @@ class PipelinedConnection:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await disconnect(connection, nowait=nowait)
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            await stream.close(nowait=nowait)
 
     async def _exchange(self, calls: list[_Call]) -> None:
-        used = self._connection is not None
+        used = self._stream is not None
         try:
-            if not used:
-                self._connection = await self._connector.connect()
+            if self._stream is None:
+                self._stream = stream_of(await self._connector.connect())
             seen = self._replies
             await within(
                 self._connector.timeout,
-                self._send_and_receive(self._connection, calls),
+                self._send_and_receive(self._stream, calls),
                 lambda end: self._later(end, seen),
             )
         except BaseException as e:
@@ -315,10 +317,10 @@ class PipelinedConnection:
                 )
         return isinstance(failure, BackendError)
 
-    async def _send_and_receive(self, connection: Any, calls: list[_Call]) -> None:
-        await connection.send_packed_command([call.exchange.packed for call in calls], check_health=False)
+    async def _send_and_receive(self, stream: Stream, calls: list[_Call]) -> None:
+        await stream.send([call.exchange.packed for call in calls])
         for call in calls:
-            await self._receive(connection, call.exchange)
+            await self._receive(stream, call.exchange)
             if not call.exchange.unknown and not call.must_repeat:
                 call.finish()
         self._is_free = not self._calls and all(
@@ -344,20 +346,13 @@ class PipelinedConnection:
         call.restart(call.requests)
         self._calls.appendleft(call)
 
-    async def _receive(self, connection: Any, exchange: Exchange) -> None:
+    async def _receive(self, stream: Stream, exchange: Exchange) -> None:
         """Read the replies to a call, even if its caller waits no longer."""
         clock = asyncio.get_running_loop().time
         while exchange.expected:
             replies = []
             for _ in range(exchange.expected):
-                replies.append(await _reply(connection))
+                replies.append(await stream.read())
                 self._replies += 1
                 self._replied_at = clock()
             exchange.take(replies)
-
-
-async def _reply(connection: Any) -> Any:
-    try:
-        return await connection.read_response()
-    except response_errors() as e:
-        return coded(e)

@@ -55,6 +55,9 @@ class AsyncRedis(AsyncCluster):
         self._operations = backend.operations
         self._connection = PipelinedConnection(connector, backend.transport.clock)
 
+    async def snapshot(self, message_id: str) -> Snapshot | None:
+        return await self._drive(self._operations.snapshot(message_id))
+
     async def snapshots(self, message_ids: Sequence[str]) -> Sequence[Snapshot | BackendError | None]:
         return await self._drive(self._operations.snapshots(message_ids))
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
-from typing import Any, Final, NamedTuple
+from functools import wraps
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from pymemcache.exceptions import MemcacheClientError, MemcacheError, MemcacheServerError, MemcacheUnknownError
 
@@ -79,6 +80,22 @@ class Item(NamedTuple):
     value: bytes
     cas: int
     ttl: int | None
+
+
+ReadT = TypeVar("ReadT", bound=Callable[..., Any])
+
+
+def _checked(read: ReadT) -> ReadT:
+    """Let a method that reads replies raise an error of the driver's where a reply is damaged."""
+
+    @wraps(read)
+    def checked(*arguments: Any) -> Any:
+        try:
+            return read(*arguments)
+        except (ValueError, LookupError) as e:
+            raise MemcacheUnknownError(f"a reply is damaged: {e}") from e
+
+    return cast(ReadT, checked)
 
 
 class Credentials:
@@ -165,7 +182,8 @@ class Connection(Stream):
             # It may be a proxy.  Each connection then counts as a server of its own, so a cached item serves only the
             # connection that wrote it.
             self.server = os.urandom(8).hex()
-        self.max_value_size: int = int(settings.get(b"item_size_max", DEFAULT_ITEM_SIZE)) - ITEM_OVERHEAD
+        size = settings.get(b"item_size_max", b"")
+        self.max_value_size: int = (int(size) if size.isdigit() else DEFAULT_ITEM_SIZE) - ITEM_OVERHEAD
 
     def _check_login(self, line: bytes) -> bytes:
         """Raise an error for a server that is not a memcached, or that requires another login."""
@@ -179,7 +197,7 @@ class Connection(Stream):
     def _stats(self) -> dict[bytes, bytes]:
         stats = {}
         while (line := self.read_line()).startswith(b"STAT "):
-            _, name, value = line.split(b" ", 2)
+            name, _, value = line[5:].partition(b" ")
             stats[name] = value
         return stats
 
@@ -225,6 +243,7 @@ class Connection(Stream):
         self.unread(reply)
         return self.read_stored()
 
+    @_checked
     def read_value(self, key: bytes) -> tuple[bytes, int | None] | None:
         """Read the value of an item, and the seconds until it expires."""
         if not self.meta:
@@ -242,6 +261,7 @@ class Connection(Stream):
 
     # Replies
 
+    @_checked
     def read_item(self) -> Item | None:
         """Read the reply to :meth:`get`; return None for no item."""
         line = self.read_line()
@@ -266,6 +286,7 @@ class Connection(Stream):
         else:
             self.send(b"".join(map(self.get, keys)))
 
+    @_checked
     def read_values(self, count: int) -> list[tuple[bytes, int | None] | None]:
         """Read the values of a number of items, and the seconds until they expire."""
         if not self.meta:
@@ -315,6 +336,7 @@ class Connection(Stream):
             return None
         raise _error(line)
 
+    @_checked
     def read_stored(self) -> tuple[StoreReply, int | None]:
         """Read the reply to :meth:`store`, and the item's new cas where the protocol returns it."""
         line = self.read_line()

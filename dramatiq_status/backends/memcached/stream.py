@@ -6,7 +6,7 @@ from collections.abc import Callable
 from ssl import SSLWantReadError
 from typing import Any, Final
 
-from pymemcache.exceptions import MemcacheUnexpectedCloseError
+from pymemcache.exceptions import MemcacheUnexpectedCloseError, MemcacheUnknownError
 
 from ..._time import monotonic
 from .._socket import TIME_OUTS, limit_first_wait, wait_longer
@@ -145,8 +145,11 @@ class Stream:
         """Read a number of bytes and the end of their line."""
         while len(self.received) < self.position + size + 2:
             self.receive()
-        block = self.received[self.position : self.position + size]
-        self.position += size + 2
+        end = self.position + size
+        block = self.received[self.position : end]
+        if self.received[end : end + 2] != b"\r\n":
+            raise MemcacheUnknownError(f"a value of {size} bytes is not followed by the end of a line")
+        self.position = end + 2
         return block
 
     # The end

@@ -60,7 +60,8 @@ class Connection:
             limit_first_wait(self._socket)
             is_decoded = self._pool.parameters["decode_responses"]
             decoding = {"encoding": "utf-8", "errors": "replace"} if is_decoded else {}
-            self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE, **decoding)
+            invalid = self._pool.invalid_response
+            self._reader = hiredis.Reader(protocolError=invalid, notEnoughData=_INCOMPLETE, **decoding)
 
     def _open(self) -> Any:
         connection = self._pool.fresh(self.deadline)
@@ -167,6 +168,9 @@ class Connection:
             return connection.read_response()
         except response_errors() as e:
             return coded(e)
+        except ValueError as e:
+            # The driver's parser in Python raises it for a reply such as "$x".
+            raise self._pool.invalid_response(str(e)) from e
         finally:
             # A large reply has made the deadline later.
             self.deadline = connection.deadline
@@ -210,6 +214,8 @@ class ServerPool(IdlePool[Connection]):
         self.kind: type = pool.connection_class
         self.timeout = timeout
         driver = driver_of(self.kind)
+        #: The driver's class of errors of replies that are not of the protocol.
+        self.invalid_response: type[Exception] = driver.invalid_response
         #: Parameters of the driver's connections.
         self.parameters: dict[str, Any] = {
             **parameters_of(pool),

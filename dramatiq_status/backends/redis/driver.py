@@ -31,6 +31,8 @@ class Driver:
         #: The class of errors with which a server has replied.
         self.response_error: type[Exception] = exceptions.ResponseError
         self.connection_error: type[Exception] = exceptions.ConnectionError
+        #: The class of errors of replies that are not of the protocol.
+        self.invalid_response: type[Exception] = exceptions.InvalidResponse
         #: The class of clients of one server.
         self.client: Any = self.find("client", PACKAGES[package])
         #: A policy without retries.

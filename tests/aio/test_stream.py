@@ -1,0 +1,114 @@
+"""The stream of an event loop's connection: it takes the place of the driver once the driver has connected."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from dramatiq_status import aio
+from dramatiq_status.aio import stream
+from dramatiq_status.aio.store import async_backend
+from dramatiq_status.backends import RedisBackend
+
+from ..conftest import StartServer
+from ..jobs import Job
+from ..servers import RedisServer
+from .test_registry import in_loop
+
+#: A field that is larger than what a transport buffers (64 KiB).
+LARGE = "x" * 60_000
+
+
+@pytest.fixture
+def server(start_server: StartServer) -> RedisServer:
+    """A server that the tests pause and restart."""
+    return start_server(RedisServer())
+
+
+@pytest.fixture
+def backend(server: RedisServer) -> Iterator[RedisBackend]:
+    with closing(RedisBackend(url=server.url, timeout=20_000)) as backend:
+        yield backend
+
+
+async def stream_to(backend: RedisBackend) -> Any:
+    """Return the stream of the running loop."""
+    found: Any = await async_backend(backend)
+    return found._connection._stream
+
+
+def test_the_driver_has_what_the_stream_uses(backend: RedisBackend) -> None:
+    job = Job(backend).enqueue()
+
+    async def main() -> None:
+        # When a loop reads
+        assert await aio.StatusRegistry.read(job.message_id, backend=backend)
+        # Then its connection is used without the driver, which still has the writer that the stream takes over
+        assert isinstance(await stream_to(backend), stream.TransportStream)
+
+    in_loop(main)
+
+
+def test_requests_that_are_larger_than_the_buffer(server: RedisServer, backend: RedisBackend) -> None:
+    job = Job(backend).enqueue()
+
+    async def main() -> None:
+        handle = aio.StatusRegistry.get(job.message_id, backend=backend)
+        assert await handle.read()
+        # Given a server that reads nothing for a while
+        server.pause()
+        # When a loop sends more than the buffers of both ends have room for
+        writes = [asyncio.create_task(handle.update({f"f{n}": LARGE})) for n in range(200)]
+        found = await stream_to(backend)
+        while not found._is_full:
+            await asyncio.sleep(0.001)
+        server.resume()
+        await asyncio.gather(*writes)
+        # Then all of it arrives
+        snapshot = await handle.read()
+        assert snapshot is not None and [snapshot[f"f{n}"] for n in range(200)] == [LARGE] * 200
+
+    in_loop(main)
+
+
+def test_a_connection_that_the_server_closes_while_it_is_idle(server: RedisServer, backend: RedisBackend) -> None:
+    job = Job(backend).enqueue()
+
+    async def main() -> None:
+        handle = aio.StatusRegistry.get(job.message_id, backend=backend)
+        assert await handle.read()
+        before = await stream_to(backend)
+        # When the server closes the connection between two reads
+        backend.client.client_kill_filter(_type="normal", skipme=True)
+        while not before._is_lost:
+            await asyncio.sleep(0.001)
+        # Then the second one uses a new connection
+        assert await handle.read()
+        assert await stream_to(backend) is not before
+
+    in_loop(main)
+
+
+def test_a_connection_that_is_lost_before_the_stream_begins(server: RedisServer, backend: RedisBackend) -> None:
+    job = Job(backend).enqueue()
+
+    async def main() -> None:
+        handle = aio.StatusRegistry.get(job.message_id, backend=backend)
+        connection = await (await async_backend(backend))._connector.connect()  # type: ignore[attr-defined]
+        # When the server closes a connection before the stream takes it over
+        server.restart()
+        while not connection._reader.at_eof():
+            await asyncio.sleep(0.001)
+        found = stream.stream_of(connection)
+        # Then a request over it fails at once
+        with pytest.raises(ConnectionError):
+            await found.send([b"*1\r\n$4\r\nPING\r\n"])
+        await found.close(nowait=False)
+        # And other calls are right
+        assert await handle.read() is None
+
+    in_loop(main)
