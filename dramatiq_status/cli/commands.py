@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from .. import _time as time
@@ -21,7 +21,7 @@ from .facts import facts_of
 from .jobs import children_of, full_ids, present, read_jobs, status_of, store_errors, unknown_job
 from .rows import Job, table
 from .serve import serve
-from .store import Store, find_store, store_rules
+from .store import Store, StoreRule, find_store, store_rules
 from .terminal import terminal_of
 from .text import clean, pad, wrapped
 
@@ -145,7 +145,9 @@ def _read_parts(page: StatePage, store: Store, arguments: Namespace) -> Iterator
             page.take(StatusRegistry.list(**query, limit=page.to_read, after=page.read_after, backend=store.backend))
             yield
     except ValueError as e:
-        raise CommandError(f"--after: {e}") from e
+        raise CommandError(
+            f"--after: {arguments.after!r} is no cursor. Give the one that the last page has printed."
+        ) from e
 
 
 def count(arguments: Namespace) -> int:
@@ -194,6 +196,9 @@ _ABILITIES: Final = ("get", "wait", "cancel", "delete")
 
 def where(arguments: Namespace) -> int:
     """Print which store was found, by which rule, and what it can do."""
+    rules = store_rules(arguments.url, arguments.broker)
+    if not any(rule.value for rule in rules) and not arguments.json:
+        _print_rules(rules, found="")
     store = store_of(arguments)
     backend, begin = store.backend, time.monotonic()
     problem = ""
@@ -225,12 +230,23 @@ def where(arguments: Namespace) -> int:
             lines.append(("Cannot", f"list, count: {backend.why_no_list} Short ids are not possible either."))
     for name, text in lines:
         print(f" {pad(name, 12)}{clean(text)}")
-    print("\n The first of these that is set is used")
-    terminal = terminal_of(sys.stdout)
-    for rule in store_rules(arguments.url, arguments.broker):
-        glyph = terminal.glyph(COMPLETED_WORD if rule.name == store.rule else QUEUED)
-        print(f"   {glyph} {pad(rule.name, 22)}{clean(_shown(rule.kind, rule.value))}")
+    print()
+    _print_rules(rules, found=store.rule)
     return status
+
+
+def _print_rules(rules: Sequence[StoreRule], *, found: str) -> None:
+    """Print the rules by which the store is found.
+
+    Parameters:
+      rules(Sequence[StoreRule])
+      found(str): Name of the rule that is used, empty for none.
+    """
+    print(" The first of these that is set is used", flush=True)
+    terminal = terminal_of(sys.stdout)
+    for rule in rules:
+        glyph = terminal.glyph(COMPLETED_WORD if rule.name == found else QUEUED)
+        print(f"   {glyph} {pad(rule.name, 22)}{clean(_shown(rule.kind, rule.value))}", flush=True)
 
 
 def _shown(kind: str, value: str) -> str:

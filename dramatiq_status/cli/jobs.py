@@ -57,7 +57,7 @@ def read_jobs(store: Store, ids: Sequence[str]) -> dict[str, Snapshot | None]:
             raise CommandError(str(e)) from e
         short = [i for i, snapshot in found.items() if snapshot is None and is_short_id(i)]
         if short:
-            listed = _newest(store)
+            listed = _newest(store) or []
             for prefix in short:
                 found[prefix] = _only(prefix, listed)
     return {i if snapshot is None else snapshot.message_id: snapshot for i, snapshot in found.items()}
@@ -81,11 +81,12 @@ def children_of(store: Store, snapshot: Snapshot) -> list[Snapshot]:
     return [child for child in found if child is not None]
 
 
-def _newest(store: Store) -> list[Snapshot]:
+def _newest(store: Store) -> list[Snapshot] | None:
+    """Return the newest jobs; None where the store cannot list."""
     try:
         return StatusRegistry.list(limit=SEARCHED, backend=store.backend)
     except NotSupported:
-        return []
+        return None
 
 
 def _only(prefix: str, listed: Sequence[Snapshot]) -> Snapshot | None:
@@ -101,13 +102,16 @@ def _only(prefix: str, listed: Sequence[Snapshot]) -> Snapshot | None:
 
 def unknown_job(store: Store, message_id: str) -> str:
     """Return the line about an id without a status, with the id of a job that resembles it."""
+    listed: list[Snapshot] | None = []
     try:
-        listed = _newest(store) if len(message_id) >= SHORTEST else []
+        if len(message_id) >= SHORTEST:
+            listed = _newest(store)
     except BackendError:
-        listed = []
-    hint = did_you_mean(message_id, {snapshot.message_id[: len(message_id)] for snapshot in listed})
-    line = f"{message_id}: no such job in {store.name}, or its status has expired"
-    return f"{line}{'. See: dramatiq-status list' if hint == '.' else hint}"
+        pass
+    hint = did_you_mean(message_id, {snapshot.message_id[: len(message_id)] for snapshot in listed or ()})
+    if hint == "." and listed is not None:
+        hint = ". See: dramatiq-status list"
+    return f"{message_id}: no such job in {store.name}, or its status has expired{hint}"
 
 
 def status_of(snapshot: Snapshot | None) -> int:

@@ -137,6 +137,7 @@ class Sender:
     def succeed(self) -> None:
         """End an outage, because the store has answered."""
         if self._breaker.down:
+            self._probes_singly = False
             self._on_recovery()
             self._breaker.succeeded()
 

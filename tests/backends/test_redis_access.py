@@ -428,6 +428,20 @@ def test_a_cluster_with_names_and_passwords(redis_cluster: RedisCluster) -> None
         assert all(backend.read_many(ids))
 
 
+def test_parameters_beside_a_url(redis_server: RedisServer) -> None:
+    # Given a URL with a database, and parameters beside it
+    url = redis_server.database(3)
+    with closing(RedisBackend(url=url, timeout=PATIENT, client_name="shop", db=2)) as backend:
+        # When a backend connects
+        backend.update("m", enqueue())
+        # Then it uses both, and the URL where they differ
+        found = next(one for one in backend.client.client_list() if one["name"] == "shop")
+        assert found["db"] == "3"
+    # And a parameter that connections do not have is an error
+    with pytest.raises(TypeError, match=r"A connection parameter, passed or in the URL, is wrong: .*'colour'"):
+        RedisBackend(url=url, colour="red")
+
+
 @pytest.mark.parametrize("fault", ["nobody there", "wrong password"])
 @pytest.mark.parametrize("way", ["url", "parameters", "client", "sentinels", "cluster"])
 def test_no_error_contains_a_password(

@@ -144,13 +144,14 @@ def test_wrong_arguments_end_with_status_2(place: Place) -> None:
         (["\x1b[31m"], 2, "\\x1b[31m is no command. See: dramatiq-status --help"),
         (["get", IDS["queued"][:7] + "x"], 3, f"; did you mean {IDS['queued'][:8]}?"),
         (["get", "zzzzzzzz"], 3, "or its status has expired. See: dramatiq-status list"),
+        (["list", "--after", "5"], 2, "--after: '5' is no cursor. Give the one that the last page has printed."),
         (["where", "--broker", "tests.jbs"], 2, "no module 'tests.jbs' here; did you mean tests.jobs? Run the command"),
     ],
 )
 def test_mistakes_have_a_hint(
     place: Place, capsys: pytest.CaptureFixture[str], arguments: list[str], status: int, complaint: str
 ) -> None:
-    assert main([*arguments, *(["--url", place.url] if arguments[0] == "get" else [])]) == status
+    assert main([*arguments, *(["--url", place.url] if arguments[0] in ("get", "list") else [])]) == status
     found = capsys.readouterr().err
     assert complaint in found and found.startswith("dramatiq-status: ") and found.count("\n") == 1
 
@@ -332,6 +333,9 @@ def test_a_store_that_cannot_list(
     assert main(["list", "--url", f"memcached://{memcached_server.address}"]) == 2
     error = capsys.readouterr().err
     assert "cannot list" in error and len(error.splitlines()) == 1
+    # And an unknown id has no hint to list
+    assert main(["get", "zzzzzzzz", "--url", f"memcached://{memcached_server.address}"]) == 3
+    assert capsys.readouterr().err.endswith("or its status has expired.\n")
 
 
 def test_delete_needs_yes_without_a_terminal(every_place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -519,6 +523,13 @@ def test_the_first_rule_wins(place: Place, tmp_path: Path) -> None:
 def test_a_command_without_a_store_names_the_options(tmp_path: Path) -> None:
     done = on_pipe("list", cwd=tmp_path)
     assert done.status == 2 and "no store is named" in done.errors
+    # And the command that shows where the store is named lists all the ways
+    done = on_pipe("where", cwd=tmp_path)
+    assert done.status == 2 and "no store is named" in done.errors
+    assert [line.split()[1] for line in done.output.splitlines()[1:]] == [
+        "--url", "--broker", "DRAMATIQ_STATUS_URL", "pyproject.toml",
+    ]  # fmt: skip
+    assert done.output.count("not given") == 4 and on_pipe("where", "--json", cwd=tmp_path).output == ""
     (tmp_path / "pyproject.toml").write_text("[tool.dramatiq-status]\nhost = 'x'\n")
     if sys.version_info >= (3, 11):
         assert "no option 'host'" in on_pipe("list", cwd=tmp_path).errors

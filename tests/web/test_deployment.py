@@ -137,7 +137,9 @@ def test_a_server_that_restarts_under_200_elements(tab: Tab, backend: RedisBacke
     assert not [line for line in asked if not line.startswith(("POST /jobs/events", "GET /jobs/")) or ".js " in line]
     # And the pages have sent few requests: one for all elements of a page, or one for each element
     streams = sum(line.startswith("POST") for line in asked)
-    assert 1 <= streams <= PAGES and pages.most <= 4
+    assert 1 <= streams <= PAGES
+    # (At the server, a stream may end after the next one of the four has begun.)
+    assert pages.most <= 8
     assert PAGES <= len(asked) <= number + PAGES
 
 

@@ -185,6 +185,26 @@ def test_an_outage_does_not_end_because_there_is_nothing_to_send(make_writer: Ma
     backend.silent = False
 
 
+@pytest.mark.usefixtures("short_pauses")
+def test_the_first_probe_of_each_outage_sends_many_messages(make_writer: MakeWriter) -> None:
+    # Given an outage whose probes have failed, and that is over
+    backend = Silent(others=False)
+    writer = make_writer(backend)
+    begin(writer)
+    assert eventually(lambda: len(backend.calls) > 2)
+    backend.silent = False
+    assert eventually(lambda: not writer.breaker.down)
+    # When the call of another thread begins the next outage
+    with writer._leadership.lock:
+        writer.breaker.failed(BackendError("It does not answer."))
+        for name in ("one", "two", "three"):
+            begin(writer, name)
+        writer._queue.gather()
+        # Then the first probe sends the updates of all messages
+        assert writer._sender.send(list(writer._queue.ready))
+        assert backend.calls[-1] == 3
+
+
 class PickyAboutRuns(Picky):
     """A store that fails for the updates of one message's run, and takes updates from outside of the run."""
 

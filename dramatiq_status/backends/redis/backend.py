@@ -71,7 +71,7 @@ class RedisBackend(StatusBackend):
       client(redis.Redis | redis.RedisCluster): An optional client, of redis-py or of valkey-py.  It determines how the
         backend connects: the backend ignores `url`, the parameters for Sentinels, and all connection parameters.  With
         `cluster_nodes`, it must be a client of one node: the backend uses its login and its options for all nodes.
-      url(str): An optional connection URL.  If there is one, the backend ignores `parameters`.
+      url(str): An optional connection URL.  Its parts take precedence over `parameters`.
       sentinels(Sequence[tuple[str, int]]): Hosts and ports of Sentinels, in place of a URL.
       service_name(str): The Sentinels' name of the master.
       sentinel_kwargs(dict[str, object]): Connection parameters for the Sentinels; `parameters` are for the master.

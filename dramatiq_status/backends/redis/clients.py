@@ -65,7 +65,7 @@ def make_access(
     elif cluster_nodes is not None:
         client = _node_client(cluster_nodes, parameters)
     else:
-        client = quieten(_url_client(url) if url else DRIVER.client(**parameters))
+        client = quieten(_url_client(url, parameters) if url else DRIVER.client(**parameters))
     if cluster_nodes is not None or hasattr(client, "nodes_manager"):
         return ClientAccess(client, _cluster_transport(client, cluster_nodes, timeout), ShardedKeys)
     pool = client.connection_pool
@@ -73,13 +73,13 @@ def make_access(
     return ClientAccess(client, ServerTransport(kind(pool, timeout)), Keys)
 
 
-def _url_client(url: str) -> Any:
-    """Make a client of the server that a URL names."""
+def _url_client(url: str, parameters: Mapping[str, Any]) -> Any:
+    """Make a client of the server that a URL names.  Each part of the URL replaces a parameter."""
     if not isinstance(url, str):
         raise TypeError(f"url must be a str, not {type(url).__name__}.")
     try:
         check_login(url)
-        client = DRIVER.client.from_url(url)
+        client = DRIVER.client.from_url(url, **parameters)
     except ValueError:
         client = None
     if client is None:

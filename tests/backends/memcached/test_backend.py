@@ -35,8 +35,8 @@ class MemcachedConformance(BackendConformance):
     """The conformance suite on memcached, with and without meta commands."""
 
     meta = True
-    #: It counts in seconds, and one is added for its clock's own rounding.
-    ttl_resolution = 2000
+    #: It counts in seconds, and its clock is late on a busy machine.
+    ttl_resolution = 10_000
 
     @pytest.fixture
     def backend(self, memcached_server: MemcachedServer, memcached_url: str) -> Iterator[MemcachedBackend]:
