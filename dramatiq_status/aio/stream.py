@@ -32,10 +32,10 @@ class Stream(Protocol):
 
 def stream_of(connection: Any) -> Stream:
     """Make the stream of a connection of ``redis.asyncio``, which is connected and has no other users."""
-    writer = getattr(connection, "_writer", None)
-    if hiredis is None or not isinstance(writer, asyncio.StreamWriter):
+    reader, writer = getattr(connection, "_reader", None), getattr(connection, "_writer", None)
+    if hiredis is None or not isinstance(reader, asyncio.StreamReader) or not isinstance(writer, asyncio.StreamWriter):
         return DriverStream(connection)
-    return TransportStream(connection, writer)
+    return TransportStream(connection, reader, writer)
 
 
 class DriverStream:
@@ -72,10 +72,11 @@ class TransportStream(asyncio.Protocol):
 
     Parameters:
       connection(redis.asyncio.Connection)
+      reader(asyncio.StreamReader): The driver's reader of the connection.
       writer(asyncio.StreamWriter): The driver's writer of the connection.
     """
 
-    def __init__(self, connection: Any, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, connection: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connection = connection
         self._writer = writer
         transport: Any = writer.transport
@@ -89,7 +90,7 @@ class TransportStream(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._is_full = False
         # Whether the server has closed the connection, and the error with which it was lost.
-        self._is_lost: bool = transport.is_closing() or connection._reader.at_eof()
+        self._is_lost: bool = transport.is_closing() or reader.at_eof()
         self._error: Exception | None = None
         transport.set_protocol(self)
 
