@@ -96,7 +96,8 @@ class TransportStream(asyncio.Protocol):
 
     async def send(self, requests: Sequence[bytes]) -> None:
         self._check()
-        self._transport.writelines(requests)
+        # `writelines` of Python 3.12.1 and 3.13.0 does not call `pause_writing`.
+        self._transport.write(b"".join(requests))
         if self._is_full:
             await self._writer.drain()
 

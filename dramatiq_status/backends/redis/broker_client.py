@@ -27,7 +27,8 @@ class BrokerScript(Script):
             except NoScriptError:
                 # redis-py's own call loads the script.
                 pass
-        return super().__call__(keys, args, client)
+        # redis-py 5.0 takes no None.
+        return super().__call__(keys or (), args or (), client)
 
 
 class BrokerClient(redis.Redis):
