@@ -117,7 +117,8 @@ def run(
       store: The URL of another store, which may be down.
       broker_url: The URL of a RabbitMQ server, or "stub" for a broker in this process.
     """
-    RedisBroker(url=url).flush_all()
+    # `flush_all` of a new broker finds no queue.
+    RedisBroker(url=url).client.flushdb()
     backend = backend_from_url(store or url)
     if mode in ("client", "prepared", "piggyback", "piggyback+results") and isinstance(backend, RedisBackend):
         client = backend.broker_client()

@@ -223,7 +223,8 @@ class StatusMiddleware(BackendOwner, Middleware):
     def after_declare_actor(self, broker: dramatiq.Broker, actor: Any) -> None:
         _refuse_two(broker)
         _watch_enqueues(broker)
-        _let_throw_cancelled(actor)
+        # For actors that were declared before, Dramatiq 1 passes the name.
+        _let_throw_cancelled(broker.get_actor(actor) if isinstance(actor, str) else actor)
 
     def before_worker_boot(self, broker: dramatiq.Broker, worker: Any) -> None:
         _refuse_two(broker)

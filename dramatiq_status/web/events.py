@@ -39,6 +39,8 @@ class FollowedMessage:
     #: Last snapshot from the store.
     snapshot: Snapshot | None = None
     access: Access | None = None
+    #: Whether no read has been successful so far: the server of the message does not answer.
+    is_unread: bool = False
     #: Tag of the snapshot that was sent last.
     sent: str | None = None
     over: bool = False
@@ -68,8 +70,13 @@ class EventViews:
         ids = [message_id for message_id in messages if is_message_id(message_id)]
         site = self._site
         found = await StatusRegistry.read_many(ids, return_errors=True, backend=site.backend, broker=site.broker)
+        errors = [one for one in found if isinstance(one, BackendError)]
+        if errors and len(errors) == len(found):
+            raise errors[0]
         for message_id, snapshot in zip(ids, found):
-            if not isinstance(snapshot, BackendError):
+            if isinstance(snapshot, BackendError):
+                messages[message_id].is_unread = True
+            else:
                 messages[message_id].snapshot = snapshot
         feed = ManyMessageEvents(site, request, messages)
         await feed.check(messages.values())
@@ -104,8 +111,7 @@ class MessageEvents:
             watch = self._watch(ids)
             try:
                 async for found in watch:
-                    children = ((ids[0], found),) if isinstance(found, Snapshot) else found.children.items()
-                    events = b"".join([await self._change(*child) for child in children])
+                    events = b"".join([await self._change(*child) for child in _read_in(found)])
                     if events:
                         yield events
                     if all(followed.over for followed in self._messages.values()):
@@ -129,6 +135,8 @@ class MessageEvents:
     def _first(self) -> Iterable[bytes]:
         for message_id, followed in self._messages.items():
             snapshot = followed.snapshot
+            if followed.is_unread:
+                continue
             if snapshot is None:
                 followed.over = not is_message_id(message_id)
                 yield self.unknown(message_id)
@@ -142,8 +150,8 @@ class MessageEvents:
 
     async def _change(self, message_id: str, snapshot: Snapshot | None) -> bytes:
         followed = self._messages[message_id]
-        vanished = snapshot is None and followed.snapshot is not None
-        followed.snapshot = snapshot
+        vanished = snapshot is None and (followed.snapshot is not None or followed.is_unread)
+        followed.snapshot, followed.is_unread = snapshot, False
         if followed.over:
             return b""
         if snapshot is None:
@@ -216,6 +224,13 @@ class ManyMessageEvents(MessageEvents):
     def status(self, snapshot: Snapshot, tag: str) -> bytes:
         found = {"id": snapshot.message_id, "tag": tag, "status": self._site.exposure.to_dict(snapshot)}
         return event(encode(found))
+
+
+def _read_in(found: Snapshot | BatchSnapshot) -> Iterable[tuple[str, Snapshot | None]]:
+    """Return the messages that the store could read, and their statuses."""
+    if isinstance(found, Snapshot):
+        return ((found.message_id, found),)
+    return [child for child in found.children.items() if child[0] not in found.unavailable]
 
 
 async def _read_body(request: Request) -> bytes:

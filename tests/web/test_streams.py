@@ -19,13 +19,14 @@ import redis
 from starlette.requests import Request
 
 from dramatiq_status import Snapshot
-from dramatiq_status.backends import RedisBackend
+from dramatiq_status.backends import MemcachedBackend, RedisBackend
 from dramatiq_status.record import FAILED
 from dramatiq_status.web import TokenSigner, allow_all, status_app, streams
 
+from ..conftest import StartServer
 from ..jobs import Job
 from ..recording import PATIENCE, eventually
-from ..servers import RedisServer, free_port
+from ..servers import MemcachedServer, RedisServer, free_port
 from .serving import Site, serving
 from .test_json import owner
 
@@ -134,6 +135,37 @@ def test_one_stream_of_many_messages(backend: RedisBackend, job: Job) -> None:
             job.finish()
             assert events.data()["status"]["status"] == "completed"
             assert events.next()["event"] == "end"
+
+
+def test_a_message_whose_server_does_not_answer_is_not_unknown(start_server: StartServer) -> None:
+    # Given jobs on two servers, and a page with an unknown job, too
+    servers = [start_server(MemcachedServer()) for _ in range(2)]
+    addresses = [server.address for server in servers]
+    with (
+        closing(MemcachedBackend(servers=addresses, timeout=20_000)) as patient,
+        closing(MemcachedBackend(servers=addresses, timeout=300)) as backend,
+        serving(status_app(authorize=allow_all, backend=backend)) as site,
+    ):
+        jobs = [Job(patient).enqueue().start() for _ in range(12)]
+        lost = {job.message_id for job in jobs if patient._find_location(job.message_id)[1].address == addresses[1]}
+        assert 0 < len(lost) < len(jobs)
+        # When one of the servers does not answer
+        servers[1].pause()
+        body = {"messages": [{"id": one} for one in ("unknown", *(job.message_id for job in jobs))]}
+        with site.stream("/events", body) as events:
+            # Then the stream begins with what could be read
+            first = [json.loads(events.next()["data"]) for _ in range(1 + len(jobs) - len(lost))]
+            assert [one["id"] for one in first if "status" not in one] == ["unknown"]
+            assert not lost & {one["id"] for one in first}
+            # And goes on with the other messages once their server answers again
+            servers[1].resume()
+            later = [events.data() for _ in lost]
+            assert {one["id"] for one in later if one["status"]["status"] == "working"} == lost
+        # When no server of the messages answers, then neither does the page
+        servers[1].pause()
+        answer = site.ask("POST", "/events", {"messages": [{"id": one} for one in lost]})
+        assert answer.status == 503
+        servers[1].resume()
 
 
 def test_a_stream_of_a_deleted_message_says_so(
