@@ -63,7 +63,7 @@ def cut(text: str, cells: int, ellipsis: str = ELLIPSIS) -> str:
     """Cut a clean text to a number of cells.
 
     >>> cut("insufficient funds", 12), cut("short", 12)
-    ('insufficient…', 'short')
+    ('insufficien…', 'short')
     """
     if width(text) <= cells:
         return text

@@ -28,8 +28,9 @@ def watch(arguments: Namespace) -> int:
 
 
 def watch_list(arguments: Namespace) -> int:
-    """Show a page of jobs until Ctrl-C.  Each row shows the changes of its job, and keeps this job until the key for
-    new jobs is pressed.  Only the first page gets new jobs, and only an empty first page waits for jobs.
+    """Show a page of jobs until Ctrl-C.  Each row shows the changes of its job.  If all jobs of the page have rows, a
+    row keeps its job until the key for new jobs is pressed.  Only the first page gets new jobs, and only an empty first
+    page waits for jobs.
     """
     store = store_of(arguments)
 
