@@ -192,7 +192,7 @@ class StatusBackend(abc.ABC):
 
     @abc.abstractmethod
     def delete(self, message_id: str) -> bool:
-        """Delete a record in one round trip.
+        """Delete a record in one round trip, or in two with caches.
 
         Returns:
           bool: Whether there was a record.
@@ -229,10 +229,10 @@ class StatusBackend(abc.ABC):
     def find(self, query: Query, *, limit: int, after: Cursor | None) -> list[Listed]:
         """List a page of statuses, newest first.
 
-        An update that sets the state of a message gives it a new position, which is higher than all others.  Other
-        updates do not change the position.  The order is that of :class:`.Cursor`: a message that moves while a
-        reader lists page after page is listed once at most, and all others are listed once.  The work should not
-        depend on the position of the page.
+        An update that sets the state of a message, or with which a worker drops a cancelled message, gives the message
+        a new position, which is higher than all others.  Other updates do not change the position.  The order is that
+        of :class:`.Cursor`: a message that moves while a reader lists page after page is listed once at most, and all
+        others are listed once.  The work should not depend on the position of the page.
 
         Parameters:
           query(Query): Statuses to list.
@@ -262,7 +262,7 @@ class StatusBackend(abc.ABC):
 
         A worker calls this every :attr:`cancel_interval`, and after each change that :meth:`subscribe_cancels`
         publishes, so it must be cheap while nothing is added.  A backend without a log returns no marks.  Its workers
-        then find a request in the outcome of their next write to the message, or of a heartbeat.
+        then find a request in the outcome of the update that starts the run, or of a heartbeat.
 
         Parameters:
           position: Position that the last call has returned; None for the first call.

@@ -81,8 +81,8 @@ class CancelLogReader:
             thread.join(_JOIN_TIMEOUT)
 
     def find(self, message_id: str, enqueue_id: EnqueueId, enqueued_at: Any) -> Record | None:
-        """Return the record of a cancelled message, None for any other.  It takes a round trip only if the mark of the
-        message was read from the log, or may be missing.
+        """Return the record of a cancelled message; None for any other, and while the store does not answer.  It takes
+        a round trip only if the mark of the message was read from the log, or may be missing.
 
         Parameters:
           message_id(str)
@@ -151,7 +151,7 @@ class CancelLogReader:
             # This comes last: if the store did not return the records of running messages, the marks are read again.
             self._position = position
         except BackendError as e:
-            # Only the writer begins an outage, and logs it.
+            # This read begins no outage. In an outage, it delays the next try.
             if self._breaker.down:
                 self._breaker.failed(e)
             logger.debug("The log of cancelled messages could not be read: %s", e)

@@ -145,7 +145,7 @@ class RunChannel(LiveChannel):
         noted = self._names.union(names)
         if len(noted) > MAX_FIELDS:
             raise ValueError(
-                f"A message may have at most {MAX_FIELDS} fields, and message {self.message_id!r} would have "
+                f"A run may write at most {MAX_FIELDS} fields, and the run of message {self.message_id!r} would write "
                 f"{len(noted)}. Write a list or a dict into one field, or delete fields."
             )
         self._names = noted

@@ -33,7 +33,7 @@ class Health(NamedTuple):
       pending_messages(int): Number of messages with updates that are not stored yet.
       pending_updates(int): Number of those updates.
       dropped(int): Number of updates that were dropped.
-      failures(int): Number of calls to the store that have failed.
+      failures(int): Number of calls of the middleware to the store that have failed.
       outages(int): Number of outages that have begun.
     """
 

@@ -45,8 +45,8 @@ from .writer import AttachedBuffers, Confirmation, Finish, MessageBuffer, Start,
 _MAX_RETRIES: Final = 10**9
 
 
-#: Seconds from the start of a run until the writer sends the update of this start.  If the acknowledgement comes
-#: earlier, the update is sent in one transaction with the acknowledgement.
+#: Seconds from the start of a run until the writer sends the update of this start, if the broker has an update
+#: attacher.  If the acknowledgement comes earlier, the update is sent in one transaction with the acknowledgement.
 _START_AFTER: Final = 0.002
 
 #: Seconds after which the writer sends a final state that was not sent with an acknowledgement.

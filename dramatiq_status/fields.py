@@ -246,8 +246,8 @@ def plain_number(value: Any) -> int | float | None:
     """Convert a number of any type into a plain int or float.
 
     Numbers are instances of :class:`numbers.Real` or :class:`decimal.Decimal`, and objects with ``__index__``,
-    except bools.  A whole number becomes an int, unless it is a float.  Every other number becomes a float,
-    which is infinite if the number is too large.
+    except bools.  A whole number becomes an int, unless it is a float.  Every other number becomes a float.  A
+    ``Decimal`` or a fraction that is too large for a float becomes infinite.
 
     >>> plain_number(Fraction(4, 2)), plain_number(numpy.float64(2.5)), plain_number(Decimal("NaN")), plain_number("2")
     (2, 2.5, nan, None)

@@ -19,9 +19,8 @@ class Progress:
     (:meth:`.StatusRegistry.progress`) every read takes one round trip.
 
     Writes from inside of a run, to its own message or to another one of the same store, never block, and never raise an
-    error of the store.  From outside of a worker each write takes one round trip.  It
-    raises :class:`.StatusMissing` for an unknown message, and
-    :class:`.BackendError`.
+    error of the store.  From outside of a worker each write takes one round trip, or more
+    with memcached and caches.  It raises :class:`.StatusMissing` for an unknown message, and :class:`.BackendError`.
 
     Any number of threads may share a handle.  It is pickled as :class:`.Status` is.
     """

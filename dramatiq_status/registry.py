@@ -328,8 +328,8 @@ class StatusRegistry:
         backend: StatusBackend | None = None,
         broker: dramatiq.Broker | None = None,
     ) -> Cancellation:
-        """Cancel a message; one round trip.  With `force_after`, dramatiq-abort then makes a call of its own if the
-        message runs.
+        """Cancel a message in one round trip, or in more with memcached and caches.  With `force_after`, dramatiq-abort
+        then makes a call of its own if the message runs.
 
         A message that waits, is delayed or waits for a retry ends at once, as ``failed`` with
         :attr:`.Snapshot.cancelled`, and is not run. The message itself stays in its queue until a worker gets and drops

@@ -39,12 +39,12 @@ class BatchSnapshot:
         ``queued`` if all known messages are queued, and each stage of a pipeline before a known one is known; else
         ``working``.  None if all messages are unknown or unavailable.  A batch without messages is ``completed``.
       progress(float): Mean of the messages' progress, from 0.0 to
-        1.0.  A completed message counts as 1, whatever progress it has reported.  So does an unknown or
-        unavailable stage of a pipeline before a known one.  A failed message keeps its progress.  So does an
-        unknown or unavailable one that the batch has read before.  Any other unknown
-        or unavailable message counts as 0.
+        1.0; always 1.0 if `state` is ``completed``.  A completed message counts as 1, whatever progress it has
+        reported.  So does an unknown or unavailable stage of a pipeline before a known one.  A failed message keeps its
+        progress.  So does an unknown or unavailable one that the batch has read before.  Any other unknown or
+        unavailable message counts as 0.
       finished(bool): Whether all messages are completed or failed.  The stages of a pipeline after one
-        that failed or was skipped do not count.  A batch with
+        that failed or was skipped do not count, and neither do unknown stages before a known one.  A batch with
         unavailable messages is not finished.
       missing(tuple[str, ...]): Unknown messages that should have a status.  A wait for
         them ends after `missing_timeout`.
@@ -104,7 +104,7 @@ class BatchSnapshot:
     @property
     def percent(self) -> float:
         """The progress from 0.0 to 100.0, rounded down to one decimal place.  It is 100 only if each message counts
-        as 1 in ``progress``.
+        as 1 in ``progress``, or if the batch is completed.
         """
         return percent_of(self.progress)
 

@@ -78,7 +78,7 @@ class Status:
     first waits until all earlier writes are stored.  It raises
     :class:`.BackendError` when the store does not answer, so a field
     that cannot be read never seems to be missing.  From outside of a
-    worker each write takes one round trip, and is stored when
+    worker each write takes one round trip, or more with memcached and caches, and is stored when
     it returns.  It raises :class:`.StatusMissing` for an unknown
     message, and :class:`.BackendError`.
 

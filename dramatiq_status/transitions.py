@@ -57,8 +57,8 @@ CLEARED_BY_FINISH: Final = (SCHEDULED_AT, RATE, RATE_WRITTEN_AT, HEARTBEAT_AT)
 #: Stored names of the fields that a completion removes: they describe a failure of an earlier run.
 CLEARED_BY_COMPLETION: Final = (EXCEPTION, TRACEBACK)
 
-#: Stored names of the fields that a requeue replaces.  The other fields of a requeue are the fields of the first
-#: enqueue. They are set only if the record lacks them.
+#: Stored names of the fields that a requeue replaces.  The other fields of a requeue are those of the first enqueue
+#: and of the run. They are set only if the record lacks them.
 WRITTEN_BY_REQUEUE: Final = frozenset((SCHEDULED_AT, EXCEPTION, TRACEBACK, RUN_ENDED))
 
 #: Stored names of the fields to ignore in an enqueue that arrives after its own run has started.

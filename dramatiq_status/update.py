@@ -109,7 +109,8 @@ class Outcome(int, Enum):
     DUPLICATE = 3
     #: The run no longer owns the status, the message is finished, or a withdrawal comes too late.  Nothing is stored.
     REFUSED = 4
-    #: The store has no record of the message, and the update cannot create one.  Nothing is stored.
+    #: The store has no record of the message, or one of another enqueue that the run may replace, and the update cannot
+    #: create one.  Nothing is stored.
     MISSING = 5
     #: The server of the record does not answer, while other servers of the store do.  It is unknown whether the update
     #: was stored. If it is sent again, it counts once, unless it is an increment from outside of a run.
