@@ -4,8 +4,8 @@ A backend adds the mark of a message to its log with each request to cancel that
 added since it last read, and needs no round trip for a message whose mark is missing.  Another message may have the
 same mark by chance, so the record decides: a worker that finds the mark reads the record.  A log keeps only the newest
 marks.  So after a worker has read a full log, it also reads the record before each run of a message that was enqueued
-before this read, or up to a minute after it.  If the worker has not found the mark in time, the store refuses the start
-of the run.
+before this read, or up to a minute after it.  If the worker has not found the mark in time, it finds the request in the
+outcome of the run's start.
 """
 
 from __future__ import annotations

@@ -172,7 +172,7 @@ class Snapshot:
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        """Runs of the message, the oldest first.  Of many runs, the store keeps the first one and the ten newest.
+        """Runs of the message, the oldest first.  The store keeps the first one and at most the ten newest.
 
         There are fewer than :attr:`attempts` if the store has left out some, or has lost the record.
         """
