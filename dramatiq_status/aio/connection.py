@@ -92,10 +92,10 @@ class PipelinedConnection:
     """One connection for all calls of an event loop.
 
     Calls that are made while others are under way are sent together, by a task.  Then 100 reads take 27 microseconds
-    each, and 51 with the driver's pool of connections.  If no other call is under way, the caller sends the requests
-    and receives the replies: the task, and a second one for its time-out, would make a call 1.5 times as long.  A
-    caller that stops waiting disturbs no other call.  A connection that was idle for :data:`IDLE_TIMEOUT` seconds is
-    closed.
+    each, and 51 with the driver's pool of connections.  If no other call is under way, the caller itself sends small
+    requests and receives the replies, from Python 3.11 on: the task, and a second one for its time-out, would make a
+    call 1.5 times as long.  A caller that stops waiting disturbs no other call.  A connection that was idle for
+    :data:`IDLE_TIMEOUT` seconds is closed.
 
     The time-out of a call includes the time before it is sent: earlier calls, connecting, and finding the server.
     Each reply makes the deadlines of all calls a little later, because the server answers.

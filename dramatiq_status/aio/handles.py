@@ -41,7 +41,7 @@ class AsyncStatusAttribute(StatusAttribute[T]):
 
 
 class AsyncCancelledAttribute(AsyncStatusAttribute[bool]):
-    """An attribute that takes no round trip for the running message: whether its actor is asked to stop."""
+    """The attribute ``cancelled``, which takes no round trip for the running message."""
 
     async def _read(self, handle: Status) -> bool:
         found = handle._channel.is_cancelled()

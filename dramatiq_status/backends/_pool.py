@@ -39,8 +39,8 @@ class IdlePool(Generic[C]):
       at the same time.
     - A call that raises an exception closes its connection and does not give it back.  After an interrupt (a time
       limit, an abort, a shutdown), a reply may still be due, and the next call would read it.
-    - If the server has closed an idle connection, the caller closes all others, which are older, and repeats the call
-      unless an increment would count twice.
+    - If a call fails because the server has closed its idle connection, the caller closes all others, which are older,
+      and repeats the call unless an increment would count twice.
     - A child process leaves the connections to its parent.
 
     A pool takes no locks, because a deque needs none.  The pool of redis-py takes locks, and makes system calls for

@@ -38,7 +38,7 @@ class BrokerClient(redis.Redis):
     redis-py's connections, with the same time-outs, retries and errors.  Everything else goes through redis-py: all
     other commands, pipelines and subscriptions, and the broker's calls as well if
 
-    - the connections come from a pool of another class than ``redis.ConnectionPool``, such as those of Sentinels,
+    - the connections or their pool are not of redis-py's usual classes, as with Sentinels,
     - the parameters contain ``decode_responses``, a ``credential_provider`` or a cache,
     - another package has replaced ``execute_command``, as packages for tracing do.
     """

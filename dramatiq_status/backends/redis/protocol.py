@@ -65,7 +65,7 @@ _ENQUEUE_KIND: Final = _packed(WireKind.ENQUEUE)
 _TRANSITION_KIND: Final = _packed(WireKind.TRANSITION)
 _OUTSIDE_KIND: Final = _packed(WireKind.OUTSIDE)
 
-#: Arguments of a run that has one update, by its final state: sequence number, start, creation, state, attempts and
+#: Arguments of a run that has one update, by its new state: sequence number, start, creation, state, attempts and
 #: increment.
 _WHOLE_RUNS: Final = ["".join(map(_packed, ("1", "1", "0", state, "1", "0"))) for state in "0123"]
 
