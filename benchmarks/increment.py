@@ -23,7 +23,7 @@ FLOOR = "a lock, a clock and an addition"
 
 
 class Floor:
-    """A simple throttled increment, to compare: a lock, a clock and an addition."""
+    """A minimal increment, to compare: a lock, a clock and an addition."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()

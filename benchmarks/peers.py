@@ -1,7 +1,7 @@
 """Progress of one job, three fields, beside other libraries that store it in Redis: ``python -m benchmarks.peers``.
 
 The other libraries are installed into a virtual environment of their own, in the folder ``.peers``, because they need
-versions of the drivers that the project does not support.
+certain versions of the drivers.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def bound_status(message_id: str | None = None) -> Iterator[Status]:
     has written.
 
     ``current_status()`` and ``current_progress()`` return handles of the same values everywhere in the block.  As in
-    a worker, a thread that the function starts has no handle unless the function passes one.
+    a worker, they return detached handles in a thread that the function starts.
 
     >>> with bound_status() as status:
     ...     import_rows.fn("f.csv")

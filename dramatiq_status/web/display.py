@@ -57,7 +57,7 @@ class StatusDisplay:
         cancellation.
       next(str): Remaining time, retry, or other time that matters.
       percent(float): Percentage at which the bar ends; None if it is unknown, and for a queued or scheduled job.
-      sweep(bool): Whether the job runs and its total is unknown.
+      sweep(bool): Whether the job runs and its percentage is unknown.
       error(tuple[str, str]): Type and text of the exception of a job that failed or waits for a retry, else None.
     """
 

@@ -103,7 +103,7 @@ class MessageEvents:
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """Yield events: first the statuses that the client has not seen, then the changes, then the event ``end``.  If
-        the store does not answer, end without this event.
+        the store does not answer the first read of the watch, end without this event.
         """
         yield b"retry: 2000\n\n" + b"".join(self._first())
         ids = [message_id for message_id, followed in self._messages.items() if not followed.over]
@@ -128,7 +128,7 @@ class MessageEvents:
     def _watch(self, ids: Sequence[str]) -> AsyncGenerator[Snapshot, None] | AsyncGenerator[BatchSnapshot, None]:
         backend, broker = self._site.backend, self._site.broker
         if len(ids) == 1:
-            # A watch of one message takes half the memory of a batch with one message.
+            # A watch of one message takes less memory than a batch with one message.
             return StatusRegistry.watch(ids[0], missing_timeout=MISSING_TIMEOUT, backend=backend, broker=broker)
         return StatusRegistry.batch(ids, backend=backend, broker=broker).watch(missing_timeout=MISSING_TIMEOUT)
 

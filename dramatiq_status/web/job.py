@@ -37,7 +37,7 @@ MAX_ITEMS: Final = 100
 
 _KINDS: Final = {bool: "boolean", str: "string", int: "number", float: "number", list: "array", dict: "object"}
 
-#: States in the order of the roll-up, and of the children's rows.
+#: States in the order of the legend of the children, and in the order of their rows.
 _ROLLUP: Final = ("completed", "failed", "cancelled", "stalled", "working", "retrying", "queued")
 _ORDER: Final = ("failed", "stalled", "retrying", "working", "queued", "cancelled", "completed")
 _CLASSES: Final = {"completed": "ok", "failed": "ko", "retrying": "re", "working": "go", "stalled": "go"}

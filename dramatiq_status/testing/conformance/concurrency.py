@@ -22,7 +22,7 @@ from .store import StoreTests, read_many, together
 #: Number of writes of each of two threads that write at the same time.
 WRITES = 2_000
 
-#: Number of interrupts of a thread that calls a backend, and maximum number of its calls.
+#: Maximum number of interrupted calls of a thread that calls a backend, and maximum number of all its calls.
 INTERRUPTS, INTERRUPTED_CALLS = 300, 20_000
 
 
@@ -238,7 +238,7 @@ def interrupt_while(call: Callable[[], None], goes_on: Callable[[], bool]) -> in
       goes_on(Callable): Returns whether to call the function again.
 
     Returns:
-      int: Number of interrupts.
+      int: Number of calls that ended with an interrupt or a :class:`.BackendError`.
     """
     caught = 0
     failures: list[BaseException] = []

@@ -99,7 +99,7 @@ class Names(StoreTests):
     def test_thousands_of_fields(
         self, backend: StatusBackend, message_id: str, given: list[Update], make: Callable[..., Update]
     ) -> None:
-        # Given more fields than the stack of a Lua function holds
+        # Given more fields than a script of Redis writes by one command
         fields = {f"field-{n}": str(n) for n in range(3_000)}
         backend.update_many([(message_id, update) for update in given])
         # When they are written in one update

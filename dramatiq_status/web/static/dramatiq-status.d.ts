@@ -15,7 +15,7 @@
  *
  * Transport: the elements of a page share one stream for each application; a hidden page has none and polls every 30
  * seconds.  A browser has six connections to a host over HTTP/1.1, for all its tabs, so at most four tabs have a stream,
- * and the others poll.
+ * and the others poll.  Over plain http, except on localhost, the number of streams has no limit.
  * The element shows a lost connection only if the next attempt fails as well.
  */
 export class DramatiqStatus extends HTMLElement {
