@@ -21,6 +21,10 @@ CALLS_PER_SEND: Final = 100
 #: Number of replies for which all waiting calls get another second.
 MIN_REPLIES_PER_SECOND: Final = 1000
 
+#: Number of received bytes for which all waiting calls get another second, and number of bytes of a request for which
+#: its call gets another second.
+MIN_BYTES_PER_SECOND: Final = 500_000
+
 #: Seconds after which an idle connection is closed.
 IDLE_TIMEOUT: Final = 30.0
 
@@ -39,16 +43,15 @@ class _Call:
       requests(Sequence[Request])
       clock(ServerClock): Clock of the server.
       deadline(float): Deadline by the loop's clock, if no replies arrive before it.
-      seen(int): Number of replies that had arrived before the call was made.
+      granted(float): Seconds that replies had granted to all calls before the call was made.
     """
 
-    __slots__ = ("_clock", "caller", "deadline", "exchange", "is_done", "is_first", "requests", "seen", "waiter")
+    __slots__ = ("_clock", "caller", "deadline", "exchange", "granted", "is_done", "is_first", "requests", "waiter")
 
-    def __init__(self, requests: Sequence[Request], clock: ServerClock, deadline: float, seen: int) -> None:
+    def __init__(self, requests: Sequence[Request], clock: ServerClock, deadline: float, granted: float) -> None:
         self.requests = requests
         self._clock = clock
-        self.deadline = deadline
-        self.seen = seen
+        self.granted = granted
         #: Whether the requests have their replies, or an error.
         self.is_done = False
         #: Whether the call as a whole was never repeated.
@@ -58,6 +61,7 @@ class _Call:
         #: The task of the caller, if the caller sends the requests and receives the replies.
         self.caller: asyncio.Task[Any] | None = None
         self.exchange = Exchange(requests, clock)
+        self.deadline: float = deadline + len(self.exchange.packed) / MIN_BYTES_PER_SECOND
 
     @property
     def must_repeat(self) -> bool:
@@ -121,19 +125,26 @@ class PipelinedConnection:
         # Calls in the order of their deadlines, including calls that are done, and the timer that ends the first.
         self._waiting: deque[_Call] = deque()
         self._alarm: asyncio.TimerHandle | None = None
-        # Number of replies so far, and the time of the last one by the loop's clock.
-        self._replies = 0
+        # Seconds that replies have granted to all calls so far, and the time by the loop's clock at which the last part
+        # of a reply has arrived.
+        self._granted = 0.0
         self._replied_at = 0.0
 
     async def run(self, requests: Sequence[Request]) -> Sequence[Request]:
         """Carry out requests, and return them, each with its replies or its error."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._connector.timeout
-        call = _Call(requests, self._clock, deadline, self._replies)
+        call = _Call(requests, self._clock, deadline, self._granted)
         self._limit(call)
         stream = self._stream
-        may_be_alone = _CAN_UNCANCEL and self._is_free and self._lone is None
-        if may_be_alone and stream is not None and len(call.exchange.packed) <= _SMALL:
+        if (
+            _CAN_UNCANCEL
+            and self._is_free
+            and self._lone is None
+            and stream is not None
+            and len(call.exchange.packed) <= _SMALL
+            and not self._connector.is_outdated(stream.connection)
+        ):
             await self._run_alone(stream, call)
             if call.is_done:
                 return requests
@@ -210,16 +221,21 @@ class PipelinedConnection:
             self._alarm = loop.call_at(self._end_of(waiting[0]), self._expire)
 
     def _end_of(self, call: _Call) -> float:
-        return self._later(call.deadline, call.seen)
+        return self._later(call.deadline, call.granted)
 
-    def _later(self, deadline: float, seen: int) -> float:
+    def _later(self, deadline: float, granted: float) -> float:
         """Return the deadline of a call, by the loop's clock.
 
-        Each reply since the call was made has put the deadline off.  A server that stops replying gets no more than the
-        time-out after its last reply.
+        Each reply since the call was made, and each part of a reply, has put the deadline off.  A server that stops
+        replying gets no more than the time-out after the last part of a reply.
         """
-        granted = deadline + (self._replies - seen) / MIN_REPLIES_PER_SECOND
-        return max(deadline, min(granted, self._replied_at + self._connector.timeout))
+        later = deadline + self._granted - granted
+        return max(deadline, min(later, self._replied_at + self._connector.timeout))
+
+    def _note_bytes(self, number: int) -> None:
+        """Put all deadlines off, because bytes have arrived."""
+        self._granted += number / MIN_BYTES_PER_SECOND
+        self._replied_at = asyncio.get_running_loop().time()
 
     # The task that sends and receives
 
@@ -278,15 +294,20 @@ class PipelinedConnection:
             await stream.close(nowait=nowait)
 
     async def _exchange(self, calls: list[_Call]) -> None:
-        used = self._stream is not None
+        used = False
         try:
+            if self._stream is not None and self._connector.is_outdated(self._stream.connection):
+                await self._connector.locate_again()
+                if self._connector.is_outdated(self._stream.connection):
+                    await self._disconnect()
+            used = self._stream is not None
             if self._stream is None:
-                self._stream = stream_of(await self._connector.connect())
-            seen = self._replies
+                self._stream = stream_of(await self._connector.connect(), self._note_bytes)
+            granted = self._granted
             await within(
-                self._connector.timeout,
+                self._connector.timeout + sum(len(call.exchange.packed) for call in calls) / MIN_BYTES_PER_SECOND,
                 self._send_and_receive(self._stream, calls),
-                lambda end: self._later(end, seen),
+                lambda end: self._later(end, granted),
             )
         except BaseException as e:
             if not await self._drop_connection(e, calls, used=used):
@@ -353,6 +374,6 @@ class PipelinedConnection:
             replies = []
             for _ in range(exchange.expected):
                 replies.append(await stream.read())
-                self._replies += 1
+                self._granted += 1 / MIN_REPLIES_PER_SECOND
                 self._replied_at = clock()
             exchange.take(replies)

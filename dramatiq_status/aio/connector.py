@@ -8,9 +8,11 @@ from functools import partial
 from inspect import signature
 from typing import Any, Final, TypeVar
 
+from .. import _time as time
 from ..backends.redis.connection import Address, address_of
 from ..backends.redis.driver import driver_of, errors
 from ..backends.redis.requests import failure_of
+from ..backends.redis.sentinel import MasterPool
 from ..backends.redis.transport import Transport
 
 #: Names of the driver's classes of connections that ``redis.asyncio`` has as well.
@@ -44,22 +46,29 @@ class Connector:
       timeout(float): Seconds that the server may take to answer.
       locate(Callable): Finds the present address of a server; it may block.  None if the address is among the
         parameters.
+      master(MasterPool): Connections of threads to the master that Sentinels name; None without Sentinels.
     """
 
     def __init__(
-        self, kind: type, parameters: dict[str, Any], timeout: float, locate: Callable[[], Address] | None
+        self,
+        kind: type,
+        parameters: dict[str, Any],
+        timeout: float,
+        locate: Callable[[], Address] | None,
+        master: MasterPool | None = None,
     ) -> None:
         self.timeout = timeout
         self._kind = kind
         self._parameters = parameters
         self._locate = locate
+        self._master = master
 
     @staticmethod
     def of(transport: Transport) -> Connector | None:
         """Make a connector.  Return None if ``redis.asyncio`` cannot connect as a transport does."""
         pool = transport.pool
         name = pool.kind.__name__.removeprefix(_BY_SENTINEL)
-        if name not in _KINDS:
+        if name not in _KINDS or pool.parameters.get("redis_connect_func"):
             return None
         kind = driver_of(pool.kind).find("asyncio", name)
         taken = {name for base in kind.__mro__ for name in signature(base.__init__).parameters}
@@ -70,9 +79,22 @@ class Connector:
                     parameters[name] = value
                 elif value:
                     return None
-        return Connector(
-            kind, parameters, pool.timeout, partial(transport.connect, address_of) if transport.moves else None
-        )
+        if isinstance(pool, MasterPool):
+            return Connector(kind, parameters, pool.timeout, partial(_locate_master, pool), pool)
+        locate = partial(transport.connect, address_of) if transport.moves else None
+        return Connector(kind, parameters, pool.timeout, locate)
+
+    def is_outdated(self, connection: Any) -> bool:
+        """Return whether it is time to query the Sentinels, or they have named another master than the server of a
+        connection.
+        """
+        master = self._master
+        return master is not None and (master.is_due or master.address != (connection.host, connection.port))
+
+    async def locate_again(self) -> None:
+        """Query the Sentinels if it is time, so that :meth:`is_outdated` is right about an open connection."""
+        if self._master is not None and self._master.is_due:
+            await asyncio.to_thread(self._master.locate_again, time.monotonic() + self.timeout)
 
     async def connect(self) -> Any:
         """Connect, and return the connection.
@@ -93,6 +115,13 @@ class Connector:
         # Each call has a deadline of its own.
         connection.socket_timeout = None
         return connection
+
+
+def _locate_master(master: MasterPool) -> Address:
+    try:
+        return master.locate(time.monotonic() + master.timeout)
+    except errors() as e:
+        raise failure_of(e) from e
 
 
 async def within(seconds: float, work: Coroutine[Any, Any, T], later: Callable[[float], float] = lambda end: end) -> T:

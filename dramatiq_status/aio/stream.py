@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from ..backends.redis.driver import driver_of, response_errors
@@ -15,6 +15,9 @@ _INCOMPLETE: Final = object()
 
 class Stream(Protocol):
     """Requests to a server, and its replies."""
+
+    #: The connection of the driver's.
+    connection: Any
 
     async def send(self, requests: Sequence[bytes]) -> None:
         """Send packed requests."""
@@ -30,12 +33,18 @@ class Stream(Protocol):
         """
 
 
-def stream_of(connection: Any) -> Stream:
-    """Make the stream of a connection of ``redis.asyncio``, which is connected and has no other users."""
+def stream_of(connection: Any, on_bytes: Callable[[int], None]) -> Stream:
+    """Make the stream of a connection of ``redis.asyncio``, which is connected and has no other users.
+
+    Parameters:
+      connection(redis.asyncio.Connection)
+      on_bytes(Callable): Called with the number of bytes that have just been received, unless the stream is one of the
+        driver.
+    """
     reader, writer = getattr(connection, "_reader", None), getattr(connection, "_writer", None)
     if hiredis is None or not isinstance(reader, asyncio.StreamReader) or not isinstance(writer, asyncio.StreamWriter):
         return DriverStream(connection)
-    return TransportStream(connection, reader, writer)
+    return TransportStream(connection, reader, writer, on_bytes)
 
 
 class DriverStream:
@@ -46,22 +55,22 @@ class DriverStream:
     """
 
     def __init__(self, connection: Any) -> None:
-        self._connection = connection
+        self.connection = connection
         self._invalid_response = driver_of(type(connection)).invalid_response
 
     async def send(self, requests: Sequence[bytes]) -> None:
-        await self._connection.send_packed_command(requests, check_health=False)
+        await self.connection.send_packed_command(requests, check_health=False)
 
     async def read(self) -> Any:
         try:
-            return await self._connection.read_response()
+            return await self.connection.read_response()
         except response_errors() as e:
             return coded(e)
         except ValueError as e:
             raise self._invalid_response(str(e)) from e
 
     async def close(self, *, nowait: bool) -> None:
-        await disconnect(self._connection, nowait=nowait)
+        await disconnect(self.connection, nowait=nowait)
 
 
 class TransportStream(asyncio.Protocol):
@@ -74,10 +83,18 @@ class TransportStream(asyncio.Protocol):
       connection(redis.asyncio.Connection)
       reader(asyncio.StreamReader): The driver's reader of the connection.
       writer(asyncio.StreamWriter): The driver's writer of the connection.
+      on_bytes(Callable): See :func:`stream_of`.
     """
 
-    def __init__(self, connection: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connection = connection
+    def __init__(
+        self,
+        connection: Any,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        on_bytes: Callable[[int], None],
+    ) -> None:
+        self.connection = connection
+        self._on_bytes = on_bytes
         self._writer = writer
         transport: Any = writer.transport
         self._transport = transport
@@ -96,6 +113,9 @@ class TransportStream(asyncio.Protocol):
 
     async def send(self, requests: Sequence[bytes]) -> None:
         self._check()
+        if self._reader.has_data():
+            # It would be taken for the reply to this request.
+            raise ConnectionError("The server has sent something without a request.")
         # `writelines` of Python 3.12.1 and 3.13.0 does not call `pause_writing`.
         self._transport.write(b"".join(requests))
         if self._is_full:
@@ -113,16 +133,22 @@ class TransportStream(asyncio.Protocol):
         return reply
 
     async def close(self, *, nowait: bool) -> None:
-        await disconnect(self._connection, nowait=nowait)
+        if nowait:
+            # Otherwise the transport keeps what is not sent yet until the server takes it.
+            self._transport.abort()
+        await disconnect(self.connection, nowait=nowait)
 
     def _check(self) -> None:
-        if self._is_lost:
+        # After the end of the server's bytes, the transport closes one turn of the loop before it calls
+        # `connection_lost`.
+        if self._is_lost or self._transport.is_closing():
             raise ConnectionError("Connection closed by server.") from self._error
 
     # Calls of the transport
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
+        self._on_bytes(len(data))
         self._wake()
 
     def pause_writing(self) -> None:

@@ -704,6 +704,7 @@ class TestOneLineForAll:
         # When an event loop looks for a connector
         # Then there is no connector, because its connections would leave out this check
         assert connector(ssl_validate_ocsp=True) is None
+        assert connector(redis_connect_func=print) is None
         assert connector(ssl_ca_certs="x") is not None
 
 

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
-from dramatiq_status import aio
+from dramatiq_status import BackendError, aio
 from dramatiq_status.aio import stream
 from dramatiq_status.aio.store import async_backend
 from dramatiq_status.backends import RedisBackend
+from dramatiq_status.update import Kind, Update
 
 from ..conftest import StartServer
 from ..jobs import Job
+from ..proxy import Proxy
 from ..servers import RedisServer
 from .test_registry import in_loop
 
@@ -33,6 +35,10 @@ def server(start_server: StartServer) -> RedisServer:
 def backend(server: RedisServer) -> Iterator[RedisBackend]:
     with closing(RedisBackend(url=server.url, timeout=20_000)) as backend:
         yield backend
+
+
+def proxied(proxy: Proxy) -> str:
+    return f"redis://127.0.0.1:{proxy.port}"
 
 
 async def stream_to(backend: RedisBackend) -> Any:
@@ -93,6 +99,84 @@ def test_a_connection_that_the_server_closes_while_it_is_idle(server: RedisServe
     in_loop(main)
 
 
+class Talkative(Proxy):
+    """A proxy that sends something without a request, after a reply."""
+
+    addition = b""
+
+    def on_reply(self, data: bytes) -> bytes:
+        addition, self.addition = self.addition, b""
+        return data + addition
+
+
+def test_bytes_without_a_request_are_no_reply(server: RedisServer) -> None:
+    with Talkative(server.port) as proxy, closing(RedisBackend(url=proxied(proxy), timeout=20_000)) as backend:
+        job = Job(backend).enqueue()
+
+        async def main() -> None:
+            handle = aio.StatusRegistry.get(job.message_id, backend=backend)
+            assert await handle.read()
+            # Given a server that adds something to a reply
+            proxy.addition = b"+more\r\n:7\r\n"
+            assert await handle.read()
+            before = await stream_to(backend)
+            while not before._reader.has_data():
+                await asyncio.sleep(0.001)
+            # When the loop sends the next requests
+            # Then each has its own reply, over another connection
+            for step in range(3):
+                await handle.update(step=step)
+                assert (await handle.read())["step"] == step  # type: ignore[index]
+            assert await stream_to(backend) is not before
+
+        in_loop(main)
+
+
+def test_a_large_reply_may_take_longer_than_the_time_out(server: RedisServer) -> None:
+    # Given a status of 3 MB, and a connection that carries 2 MB a second
+    with (
+        Proxy(server.port) as proxy,
+        closing(RedisBackend(url=server.url, timeout=20_000, max_field_size=4_000_000)) as direct,
+        closing(RedisBackend(url=proxied(proxy), timeout=500)) as backend,
+    ):
+        job = Job(direct).enqueue()
+        direct.update(job.message_id, Update(Kind.OUTSIDE, fields={":large": f'"{"x" * 3_000_000}"'}))
+
+        async def main() -> None:
+            await aio.StatusRegistry.read("another", backend=backend)
+            proxy.drip = (20_000, 0.01)
+            # When an event loop reads it with a time-out of half a second
+            found = await aio.StatusRegistry.read(job.message_id, backend=backend)
+            # Then it arrives
+            assert found is not None and len(found["large"]) == 3_000_000
+
+        in_loop(main)
+
+
+def test_a_server_that_closes_connections_raises_no_other_errors(server: RedisServer, backend: RedisBackend) -> None:
+    job = Job(backend).enqueue()
+
+    async def read() -> None:
+        for _ in range(200):
+            try:
+                assert await aio.StatusRegistry.read(job.message_id, backend=backend)
+            except BackendError:
+                pass
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        # When the server closes all connections while tasks read
+        readers = [asyncio.create_task(read()) for _ in range(20)]
+        while not all(reader.done() for reader in readers):
+            await asyncio.to_thread(backend.client.client_kill_filter, _type="normal", skipme=True)
+            await asyncio.sleep(0.02)
+        # Then each read ends with the status, or with an error of the store
+        await asyncio.gather(*readers)
+        assert await aio.StatusRegistry.read(job.message_id, backend=backend)
+
+    in_loop(main)
+
+
 def test_a_connection_that_is_lost_before_the_stream_begins(server: RedisServer, backend: RedisBackend) -> None:
     job = Job(backend).enqueue()
 
@@ -103,7 +187,7 @@ def test_a_connection_that_is_lost_before_the_stream_begins(server: RedisServer,
         server.restart()
         while not connection._reader.at_eof():
             await asyncio.sleep(0.001)
-        found = stream.stream_of(connection)
+        found = stream.stream_of(connection, len)
         # Then a request over it fails at once
         with pytest.raises(ConnectionError):
             await found.send([b"*1\r\n$4\r\nPING\r\n"])

@@ -6,13 +6,14 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import dramatiq
 import pytest
 import redis
 
-from dramatiq_status import BackendError, StatusRegistry, current_progress, current_status
+from dramatiq_status import BackendError, StatusRegistry, aio, current_progress, current_status
 from dramatiq_status.aio.connector import Connector
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends.redis import RedisBackend
@@ -229,6 +230,37 @@ def test_a_planned_failover(sentinels: RedisSentinels) -> None:
     record = new.read("m")
     assert sentinels.master is not old and record is not None and record[":step"] == "2"
     new.close()
+    backend.close()
+
+
+def test_a_planned_failover_in_an_event_loop(sentinels: RedisSentinels) -> None:
+    # Given a backend that an event loop uses
+    backend = make(sentinels)
+    backend.update("m", start(1))
+    pool: Any = backend.transport.pool
+
+    async def main() -> None:
+        handle = aio.StatusRegistry.get("m", backend=backend)
+        assert (await handle.read()) is not None
+        old = sentinels.master
+        # When the Sentinels are told to make the replica the master
+        with redis.Redis(port=sentinels.sentinels[0].port) as client:
+            client.execute_command("SENTINEL FAILOVER", sentinels.service_name)
+        await asyncio.to_thread(sentinels.wait_for_failover, old)
+        # Then the loop uses the new master after the next query of the Sentinels
+        pool.query_at = 0.0
+        await handle.update(step="2")
+        with closing(RedisBackend(url=sentinels.master.url, timeout=PATIENT)) as new:
+            record = new.read("m")
+        assert sentinels.master is not old and record is not None and record[":step"] == '"2"'
+        # And keeps it while no Sentinel answers
+        pool.sentinels.clear()
+        pool.query_at = 0.0
+        await handle.update(step="3")
+        # And it does not wait for them again with each call
+        assert not pool.is_due
+
+    asyncio.run(main())
     backend.close()
 
 

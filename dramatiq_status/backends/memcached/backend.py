@@ -168,8 +168,8 @@ class MemcachedBackend(StatusBackend):
                 if server.call(self._log_over, cancelled, may_repeat=always):
                     break
         except BackendError as e:
-            # The messages are cancelled.  Without the log, workers find the requests to cancel in the outcomes of their
-            # writes.
+            # The messages are cancelled.  Without the log, workers find the requests to cancel in the outcomes of the
+            # starts of runs and of heartbeats.
             logger.info("The log of cancelled messages was not written, so workers stop messages late: %s", e)
 
     def _log_over(self, connection: Connection, message_ids: list[str]) -> bool:

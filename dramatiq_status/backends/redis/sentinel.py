@@ -47,24 +47,32 @@ class MasterPool(ServerPool):
         self.sentinels: list[ServerTransport] = [
             _transport_to(one.connection_pool, timeout) for one in self._manager.sentinels
         ]
-        self._address: Address | None = None
+        #: The address of the present master, as the Sentinels have named it last.
+        self.address: Address | None = None
         #: Time of the next query of the Sentinels, by the monotonic clock.
         self.query_at: float = 0.0
 
     def take(self, deadline: float | None = None) -> Connection:
-        now = time.monotonic()
         if deadline is None:
-            deadline = now + self.timeout
+            deadline = time.monotonic() + self.timeout
         # A new connection queries the Sentinels in any case.
-        if now >= self.query_at and self.has_idle:
-            _, not_answered = MASTER_TRUST
-            self.query_at = now + not_answered
-            try:
-                self.locate(deadline)
-            except self._unknown:
-                # Use the idle connections: they may still lead to the master.
-                pass
+        if self.has_idle and self.is_due:
+            self.locate_again(deadline)
         return super().take(deadline)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time for the next query of the Sentinels."""
+        return time.monotonic() >= self.query_at
+
+    def locate_again(self, deadline: float) -> None:
+        """Query the Sentinels, and keep the present address if none names a master: it may still be right."""
+        _, not_answered = MASTER_TRUST
+        self.query_at = time.monotonic() + not_answered
+        try:
+            self.locate(deadline)
+        except self._unknown:
+            pass
 
     def fresh(self, deadline: float) -> Any:
         connection = super().fresh(deadline)
@@ -90,8 +98,8 @@ class MasterPool(ServerPool):
                 self.sentinels = [sentinel, *(other for other in self.sentinels if other is not sentinel)]
                 answered, _ = MASTER_TRUST
                 self.query_at = time.monotonic() + answered
-                if address != self._address:
-                    self._address = address
+                if address != self.address:
+                    self.address = address
                     self.close()
                 return address
         all_parameters = [one.pool.parameters for one in self.sentinels]
