@@ -200,9 +200,9 @@ def test_the_first_probe_of_each_outage_sends_many_messages(make_writer: MakeWri
         for name in ("one", "two", "three"):
             begin(writer, name)
         writer._queue.gather()
-        # Then the first probe sends the updates of all messages
+        # Then the first probe sends the updates of all messages (the first message may have another one)
         assert writer._sender.send(list(writer._queue.ready))
-        assert backend.calls[-1] == 3
+        assert backend.calls[-1] >= 3
 
 
 class PickyAboutRuns(Picky):
