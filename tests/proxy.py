@@ -20,7 +20,6 @@ class Proxy:
     def __init__(self, port: int) -> None:
         self._target = port
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self._closed = False
         #: The port to connect to.
         self.port: int = self._listener.getsockname()[1]
         #: Bytes of a reply that are forwarded at once, and the seconds between two pieces; None for all at once.
@@ -33,9 +32,8 @@ class Proxy:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._closed = True
-        # The thread that accepts connections notices this when it wakes.
-        socket.create_connection(("127.0.0.1", self.port)).close()
+        # The thread that accepts connections wakes with an error.
+        self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
     def on_request(self, data: bytes) -> None:
@@ -47,9 +45,9 @@ class Proxy:
 
     def _accept(self) -> None:
         while True:
-            client, _ = self._listener.accept()
-            if self._closed:
-                client.close()
+            try:
+                client, _ = self._listener.accept()
+            except OSError:  # The listener is closed.
                 return
             server = socket.create_connection(("127.0.0.1", self._target))
             for work in (self._requests, self._replies):

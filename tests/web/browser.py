@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, TimeoutError, sync_playwright
 
 from ..recording import PATIENCE
 
@@ -65,8 +65,17 @@ class Tab:
         return self.page.evaluate(script, argument)
 
     def until(self, script: str, argument: Any = None) -> None:
-        """Wait until an expression is true."""
-        self.page.wait_for_function(script, arg=argument, polling=20)
+        """Wait until a function returns something true.
+
+        While a page loads, an element that the function reads may be missing: an exception counts as "not yet". After
+        the time-out, it is raised.
+        """
+        tried = f"(argument) => {{ try {{ return ({script})(argument) }} catch {{ return false }} }}"
+        try:
+            self.page.wait_for_function(tried, arg=argument, polling=20)
+        except TimeoutError:
+            self.run(script, argument)
+            raise
 
     def text(self, selector: str = "dramatiq-status") -> str:
         """Return the texts that an element shows."""
