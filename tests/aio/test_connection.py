@@ -14,28 +14,14 @@ from dramatiq_status.aio import connection as aio_connection
 from dramatiq_status.aio.connector import CATCH_UP
 from dramatiq_status.backends import RedisBackend
 
-from ..conftest import StartServer
 from ..jobs import Job
 from ..servers import RedisServer
 from .test_registry import in_loop
 
 
 @pytest.fixture
-def server(start_server: StartServer) -> RedisServer:
-    """A server that the tests pause."""
-    return start_server(RedisServer())
-
-
-@pytest.fixture
 def backend(server: RedisServer) -> Iterator[RedisBackend]:
     with closing(RedisBackend(url=server.url, timeout=300)) as backend:
-        yield backend
-
-
-@pytest.fixture
-def patient(server: RedisServer) -> Iterator[RedisBackend]:
-    """A backend with a time-out that is longer than any test."""
-    with closing(RedisBackend(url=server.url, timeout=20_000)) as backend:
         yield backend
 
 

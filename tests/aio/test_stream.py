@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
@@ -15,7 +14,6 @@ from dramatiq_status.aio.store import async_backend
 from dramatiq_status.backends import RedisBackend
 from dramatiq_status.update import Kind, Update
 
-from ..conftest import StartServer
 from ..jobs import Job
 from ..proxy import Proxy
 from ..servers import RedisServer
@@ -23,18 +21,6 @@ from .test_registry import in_loop
 
 #: A field that is larger than what a transport buffers (64 KiB).
 LARGE = "x" * 60_000
-
-
-@pytest.fixture
-def server(start_server: StartServer) -> RedisServer:
-    """A server that the tests pause and restart."""
-    return start_server(RedisServer())
-
-
-@pytest.fixture
-def backend(server: RedisServer) -> Iterator[RedisBackend]:
-    with closing(RedisBackend(url=server.url, timeout=20_000)) as backend:
-        yield backend
 
 
 def proxied(proxy: Proxy) -> str:
@@ -47,29 +33,29 @@ async def stream_to(backend: RedisBackend) -> Any:
     return found._connection._stream
 
 
-def test_the_driver_has_what_the_stream_uses(backend: RedisBackend) -> None:
-    job = Job(backend).enqueue()
+def test_the_driver_has_what_the_stream_uses(patient: RedisBackend) -> None:
+    job = Job(patient).enqueue()
 
     async def main() -> None:
         # When a loop reads
-        assert await aio.StatusRegistry.read(job.message_id, backend=backend)
+        assert await aio.StatusRegistry.read(job.message_id, backend=patient)
         # Then its connection is used without the driver, which still has the writer that the stream takes over
-        assert isinstance(await stream_to(backend), stream.TransportStream)
+        assert isinstance(await stream_to(patient), stream.TransportStream)
 
     in_loop(main)
 
 
-def test_requests_that_are_larger_than_the_buffer(server: RedisServer, backend: RedisBackend) -> None:
-    job = Job(backend).enqueue()
+def test_requests_that_are_larger_than_the_buffer(server: RedisServer, patient: RedisBackend) -> None:
+    job = Job(patient).enqueue()
 
     async def main() -> None:
-        handle = aio.StatusRegistry.get(job.message_id, backend=backend)
+        handle = aio.StatusRegistry.get(job.message_id, backend=patient)
         assert await handle.read()
         # Given a server that reads nothing for a while
         server.pause()
         # When a loop sends more than the buffers of both ends have room for
         writes = [asyncio.create_task(handle.update({f"f{n}": LARGE})) for n in range(200)]
-        found = await stream_to(backend)
+        found = await stream_to(patient)
         while not found._is_full:
             await asyncio.sleep(0.001)
         server.resume()
@@ -81,20 +67,20 @@ def test_requests_that_are_larger_than_the_buffer(server: RedisServer, backend: 
     in_loop(main)
 
 
-def test_a_connection_that_the_server_closes_while_it_is_idle(server: RedisServer, backend: RedisBackend) -> None:
-    job = Job(backend).enqueue()
+def test_a_connection_that_the_server_closes_while_it_is_idle(server: RedisServer, patient: RedisBackend) -> None:
+    job = Job(patient).enqueue()
 
     async def main() -> None:
-        handle = aio.StatusRegistry.get(job.message_id, backend=backend)
+        handle = aio.StatusRegistry.get(job.message_id, backend=patient)
         assert await handle.read()
-        before = await stream_to(backend)
+        before = await stream_to(patient)
         # When the server closes the connection between two reads
-        backend.client.client_kill_filter(_type="normal", skipme=True)
+        patient.client.client_kill_filter(_type="normal", skipme=True)
         while not before._is_lost:
             await asyncio.sleep(0.001)
         # Then the second one uses a new connection
         assert await handle.read()
-        assert await stream_to(backend) is not before
+        assert await stream_to(patient) is not before
 
     in_loop(main)
 
@@ -153,13 +139,13 @@ def test_a_large_reply_may_take_longer_than_the_time_out(server: RedisServer) ->
         in_loop(main)
 
 
-def test_a_server_that_closes_connections_raises_no_other_errors(server: RedisServer, backend: RedisBackend) -> None:
-    job = Job(backend).enqueue()
+def test_a_server_that_closes_connections_raises_no_other_errors(server: RedisServer, patient: RedisBackend) -> None:
+    job = Job(patient).enqueue()
 
     async def read() -> None:
         for _ in range(200):
             try:
-                assert await aio.StatusRegistry.read(job.message_id, backend=backend)
+                assert await aio.StatusRegistry.read(job.message_id, backend=patient)
             except BackendError:
                 pass
             await asyncio.sleep(0)
@@ -168,21 +154,21 @@ def test_a_server_that_closes_connections_raises_no_other_errors(server: RedisSe
         # When the server closes all connections while tasks read
         readers = [asyncio.create_task(read()) for _ in range(20)]
         while not all(reader.done() for reader in readers):
-            await asyncio.to_thread(backend.client.client_kill_filter, _type="normal", skipme=True)
+            await asyncio.to_thread(patient.client.client_kill_filter, _type="normal", skipme=True)
             await asyncio.sleep(0.02)
         # Then each read ends with the status, or with an error of the store
         await asyncio.gather(*readers)
-        assert await aio.StatusRegistry.read(job.message_id, backend=backend)
+        assert await aio.StatusRegistry.read(job.message_id, backend=patient)
 
     in_loop(main)
 
 
-def test_a_connection_that_is_lost_before_the_stream_begins(server: RedisServer, backend: RedisBackend) -> None:
-    job = Job(backend).enqueue()
+def test_a_connection_that_is_lost_before_the_stream_begins(server: RedisServer, patient: RedisBackend) -> None:
+    job = Job(patient).enqueue()
 
     async def main() -> None:
-        handle = aio.StatusRegistry.get(job.message_id, backend=backend)
-        connection = await (await async_backend(backend))._connector.connect()  # type: ignore[attr-defined]
+        handle = aio.StatusRegistry.get(job.message_id, backend=patient)
+        connection = await (await async_backend(patient))._connector.connect()  # type: ignore[attr-defined]
         # When the server closes a connection before the stream takes it over
         server.restart()
         while not connection._reader.at_eof():

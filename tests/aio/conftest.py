@@ -1,0 +1,26 @@
+"""Fixtures of the tests of event loops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from dramatiq_status.backends import RedisBackend
+
+from ..conftest import StartServer
+from ..servers import RedisServer
+
+
+@pytest.fixture
+def server(start_server: StartServer) -> RedisServer:
+    """A server that the tests pause and restart."""
+    return start_server(RedisServer())
+
+
+@pytest.fixture
+def patient(server: RedisServer) -> Iterator[RedisBackend]:
+    """A backend with a time-out that is longer than any pause of a test."""
+    with closing(RedisBackend(url=server.url, timeout=20_000)) as backend:
+        yield backend
