@@ -34,8 +34,7 @@ class StoreTests:
     #: the rounding of the store.
     ttl_tolerance = 10_000
 
-    #: Resolution of times to live in the store, in milliseconds: 10,000 for memcached, which counts seconds, and whose
-    #: clock is late on a busy machine.
+    #: Resolution of times to live in the store, in milliseconds: 2,000 for memcached, which counts seconds.
     ttl_resolution = 1
 
     @pytest.fixture
