@@ -29,6 +29,9 @@ __all__ = [
 #: waits this long.  In an outage, later runs and enqueues do not wait.
 DEFAULT_TIMEOUT: Final = 500
 
+#: Number of bytes of a request or a reply for which a call gets another second beyond its time-out.
+MIN_BYTES_PER_SECOND: Final = 500_000
+
 #: Default of `max_field_size`, in bytes.
 DEFAULT_MAX_FIELD_SIZE: Final = 65_536
 

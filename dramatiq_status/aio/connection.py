@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
+from ..backend import MIN_BYTES_PER_SECOND
 from ..backends.redis.clock import ServerClock
 from ..backends.redis.driver import hang_ups
 from ..backends.redis.requests import Exchange, Request, failure_of
@@ -20,10 +21,6 @@ CALLS_PER_SEND: Final = 100
 
 #: Number of replies for which all waiting calls get another second.
 MIN_REPLIES_PER_SECOND: Final = 1000
-
-#: Number of received bytes for which all waiting calls get another second, and number of bytes of a request for which
-#: its call gets another second.
-MIN_BYTES_PER_SECOND: Final = 500_000
 
 #: Seconds after which an idle connection is closed.
 IDLE_TIMEOUT: Final = 30.0

@@ -81,7 +81,8 @@ class Connector:
                     return None
         if isinstance(pool, MasterPool):
             return Connector(kind, parameters, pool.timeout, partial(_locate_master, pool), pool)
-        locate = partial(transport.connect, address_of) if transport.moves else None
+        # The node of a cluster whose address the pool has may be down.
+        locate = None if transport.pipelines else partial(transport.connect, address_of)
         return Connector(kind, parameters, pool.timeout, locate)
 
     def is_outdated(self, connection: Any) -> bool:

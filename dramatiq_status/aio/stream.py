@@ -107,7 +107,7 @@ class TransportStream(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._is_full = False
         # Whether the server has closed the connection, and the error with which it was lost.
-        self._is_lost: bool = transport.is_closing() or reader.at_eof()
+        self._is_lost: bool = reader.at_eof()
         self._error: Exception | None = None
         transport.set_protocol(self)
 

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 from .. import _time as time
 from .._interrupts import ARE_THREADS_REAL, may_be_interrupted
+from ..backend import MIN_BYTES_PER_SECOND
 
 T = TypeVar("T")
 
@@ -19,9 +20,6 @@ MIN_TIMEOUT: Final = 0.001
 
 #: Seconds after its deadline in which a call still waits for the thread that connects.
 GRACE: Final = 0.05
-
-#: Number of bytes for which a call gets another second: a large request or reply makes the deadline later.
-MIN_BYTES_PER_SECOND: Final = 500_000
 
 #: Maximum number of bytes that are sent at once.
 _SEND_SIZE: Final = 65_536

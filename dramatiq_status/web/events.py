@@ -230,7 +230,8 @@ def _read_in(found: Snapshot | BatchSnapshot) -> Iterable[tuple[str, Snapshot | 
     """Return the messages that the store could read, and their statuses."""
     if isinstance(found, Snapshot):
         return ((found.message_id, found),)
-    return [child for child in found.children.items() if child[0] not in found.unavailable]
+    unavailable = set(found.unavailable)
+    return [child for child in found.children.items() if child[0] not in unavailable]
 
 
 async def _read_body(request: Request) -> bytes:

@@ -9,8 +9,9 @@ from typing import Any, Final
 from pymemcache.exceptions import MemcacheUnexpectedCloseError, MemcacheUnknownError
 
 from ..._time import monotonic
+from ...backend import MIN_BYTES_PER_SECOND
 from .._socket import TIME_OUTS, limit_first_wait, wait_longer
-from .._timed import MIN_BYTES_PER_SECOND, closed_by_c, time_left, uninterrupted
+from .._timed import closed_by_c, time_left, uninterrupted
 
 #: Maximum number of bytes that are received at once.
 _RECEIVE_SIZE: Final = 65_536

@@ -134,7 +134,6 @@ class ClusterTransport:
       cluster_map(ClusterMap): The nodes.
     """
 
-    moves = True
     pipelines = False
 
     def __init__(self, cluster_map: ClusterMap) -> None:

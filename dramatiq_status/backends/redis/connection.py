@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ... import _time as time
+from ...backend import MIN_BYTES_PER_SECOND
 from .._pool import IdlePool
 from .._socket import TIME_OUTS, has_kernel_timeouts, limit_first_wait, wait_longer
-from .._timed import MIN_BYTES_PER_SECOND, time_left, timed, uninterrupted
+from .._timed import time_left, timed, uninterrupted
 from .driver import driver_of, errors, response_errors
 from .requests import coded, failure_of, hiredis
 

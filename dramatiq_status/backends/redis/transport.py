@@ -24,10 +24,6 @@ class Transport(Protocol):
     #: Connections to a server.  Connections to other servers differ only in the address.
     pool: ServerPool
 
-    #: Whether the address of a server is known only after :meth:`connect`: the parameters of connections lack it, or it
-    #: may change.
-    moves: bool
-
     #: Whether one connection reaches all keys, so that an event loop can pipeline its requests.
     pipelines: bool
 
@@ -107,8 +103,6 @@ class ServerTransport:
     def __init__(self, pool: ServerPool, clock: ServerClock | None = None) -> None:
         self.pool = pool
         self.clock: ServerClock = clock or ServerClock()
-        # A connection that queries Sentinels for the address has this parameter.
-        self.moves: bool = "connection_pool" in pool.parameters
 
     def run(self, requests: Sequence[Request]) -> Sequence[Request]:
         request = requests[0]
