@@ -11,7 +11,7 @@ BUFFER = 65_536
 
 
 class Proxy:
-    """Forwards connections on a loopback port of its own to a server, each in threads of its own.
+    """A proxy that forwards connections from its own loopback port to a server. Each connection has its own threads.
 
     Parameters:
       port: The server's port on loopback.
@@ -20,7 +20,7 @@ class Proxy:
     def __init__(self, port: int) -> None:
         self._target = port
         self._listener = socket.create_server(("127.0.0.1", 0))
-        #: The port to connect to.
+        #: Port of the proxy.
         self.port: int = self._listener.getsockname()[1]
         #: Bytes of a reply that are forwarded at once, and the seconds between two pieces; None for all at once.
         self.drip: tuple[int, float] | None = None

@@ -437,7 +437,7 @@ class RedisCluster(Servers):
     """Three nodes of a Redis Cluster, each with a third of the slots, without replicas.
 
     Parameters:
-      args: Added to the command line of each node.
+      args: Arguments that are added to the command line of each node.
     """
 
     def __init__(self, *args: str) -> None:
@@ -632,7 +632,7 @@ class RedisSentinels(Servers):
 
     def _ask_sentinel(self, number: int) -> dict[str, Any]:
         with redis.Redis(port=self.sentinels[number].port, decode_responses=True) as client:
-            # Not sentinel_master(), which redis-py 6.4 cannot do.
+            # sentinel_master() of redis-py 6.4 does not work.
             return dict(client.sentinel_masters()[self.service_name])
 
     def _wait_until_whole(self) -> None:

@@ -71,7 +71,7 @@ def backend() -> RecordingBackend:
 
 @pytest.fixture(params=["polled", pytest.param("told", marks=pytest.mark.server)])
 def store(request: pytest.FixtureRequest) -> Iterator[StatusBackend]:
-    """A store that watchers poll, and one that publishes changes."""
+    """Yield a store that watchers poll, and one that publishes changes."""
     if request.param == "polled":
         backend: StatusBackend = StubBackend()
         backend.poll_interval = (1, 5)
@@ -182,7 +182,7 @@ def test_wrong_arguments_of_a_batch_raise(
 
 
 def rolled_up(*states: int | None, progress: float | None = None) -> BatchSnapshot:
-    """A batch of messages in these states; None for unknown."""
+    """Return the roll-up of messages in these states; None stands for an unknown message."""
     backend = StubBackend()
     for n, state in enumerate(states):
         if state is not None:
@@ -349,7 +349,7 @@ AWAY = BackendError("away")
 
 
 def chained(*states: int | BackendError | None) -> BatchSnapshot:
-    """A pipeline of stages in these states; an error for one that cannot be read."""
+    """Return the roll-up of a pipeline with stages in these states; an error stands for a stage that cannot be read."""
     backend = StubBackend()
     ids = [str(n) for n in range(len(states))]
     for message_id, state in zip(ids, states):
@@ -541,7 +541,7 @@ def test_the_counts_of_a_batch_are_consistent(chains: list[list[tuple[int | None
 
 
 def stages(*states: int | None, skipped: int | None = None) -> BatchSnapshot:
-    """A pipeline whose stages are in these states, by id "0", "1", ..."""
+    """Return the roll-up of a pipeline whose stages "0", "1", ... are in these states."""
     backend = StubBackend()
     for n, state in enumerate(states):
         if state is not None:

@@ -58,7 +58,7 @@ def test_the_readme_describes_each() -> None:
     assert [name for name in BENCHMARKS if f"\n``{name}``" not in readme] == []
 
 
-def test_the_readme_says_when_at_which_commit_and_how_each_table_was_measured() -> None:
+def test_the_readme_has_the_date_the_commit_and_the_command_of_each_table() -> None:
     # Given the sections of the README that have tables of figures
     readme = (ROOT / "benchmarks" / "README.rst").read_text()
     sections = re.split(r"^(.+)\n-+\n\n", readme, flags=re.MULTILINE)

@@ -27,7 +27,7 @@ FROZEN = "2031-05-06 07:08:09"
 
 @pytest.fixture(params=["stub", "sqlite", "cache", "memcached", "redis"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StatusBackend]:
-    """Each store, with its usual intervals."""
+    """Yield each store, with its usual intervals."""
     made: StatusBackend
     if request.param == "stub":
         made = StubBackend()

@@ -125,7 +125,7 @@ def test_copies_keep_their_cursor() -> None:
 
 
 class Damaged(StubBackend):
-    """Lists some messages whose records no reader can decode, or whose ids no message can have."""
+    """A backend that lists some messages whose records no reader can decode, or whose ids no message can have."""
 
     def find(self, query: Query, *, limit: int, after: Cursor | None) -> list[Listed]:
         return [self._break(found) for found in super().find(query, limit=limit, after=after)]

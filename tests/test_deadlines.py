@@ -37,7 +37,7 @@ LONG_TIMEOUT = 2000
 
 
 def limit(timeout: int = TIMEOUT) -> float:
-    """Seconds that a call may take: the time-out, half of it for what cannot be interrupted, and what it computes."""
+    """Return the seconds that a call may take: its time-out, half of it for uninterruptible steps, and 0.2 seconds."""
     return timeout / 1000 * 1.5 + 0.2
 
 
@@ -93,7 +93,7 @@ def proxy(redis_server: RedisServer, redis_url: str) -> Iterator[Proxy]:
 
 @pytest.fixture
 def dripping(proxy: Proxy) -> Iterator[RedisBackend]:
-    """A backend that is connected to a server whose replies drip."""
+    """Yield a backend that is connected to a server whose replies drip."""
     backend = RedisBackend(host="127.0.0.1", port=proxy.port, timeout=TIMEOUT)
     backend.update("m", enqueue())
     proxy.drip = DRIP

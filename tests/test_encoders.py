@@ -125,7 +125,7 @@ def backend() -> RecordingBackend:
 
 
 class Sent(dramatiq.Middleware):
-    """Keeps the messages as the broker sends them."""
+    """Middleware that keeps the messages as the broker sends them."""
 
     def __init__(self) -> None:
         self.messages: list[dramatiq.Message[Any]] = []
@@ -197,7 +197,7 @@ print(sorted(pickle.load(sys.stdin.buffer)["options"]))
     # Then the message has all its options
     assert read.returncode == 0, read.stderr.decode()
     assert {"status", ENQUEUE_ID_OPTION, "status_heartbeat"} <= set(ast.literal_eval(read.stdout.decode()))
-    # (The same holds here for a message of an older version, which contained one of our tuples.)
+    # And a process with this package reads them, too
     assert pickle.loads(raw)["options"][ENQUEUE_ID_OPTION][1] == 1
 
 

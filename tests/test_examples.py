@@ -72,7 +72,7 @@ def environment(
     memcached_server: MemcachedServer,
     memcached_url: str,
 ) -> dict[str, str]:
-    """The environment of an example whose statuses are in one of the stores."""
+    """Return the environment of an example whose statuses are in one of the stores."""
     return {
         **os.environ,
         "REDIS_URL": redis_server.database(0),

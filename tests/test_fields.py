@@ -49,7 +49,7 @@ class Level(IntEnum):
 def test_fields_are_encoded() -> None:
     # Given fields that a user writes
     fields = {"step": "reading", "user_id": 42, "status": "failed", "progress": 5, "total": 10.0}
-    # When it is encoded
+    # When they are encoded
     encoded = encode_fields(fields, max_size=LARGE)
     # Then users' fields are kept apart from the library's, and the state is a number
     assert encoded == ({":step": '"reading"', ":user_id": "42", "p": "5", "t": "10"}, 3)
@@ -202,7 +202,7 @@ def test_keys_that_are_no_strings_raise(key: Any, wrap: Callable[[Any], Any]) ->
         encode_value("x", value, LARGE)
 
 
-def test_keys_that_json_has_no_form_for_raise() -> None:
+def test_keys_without_a_form_in_json_raise() -> None:
     # Given a dict with a tuple for a key
     # When it is written
     # Then the error names the field
@@ -285,8 +285,8 @@ def test_counts_of_other_types_raise(name: str, value: Any) -> None:
     "value", [math.nan, math.inf, -math.inf, MAX_COUNT + 1, -MAX_COUNT - 2, 1e300, 10**400], ids=str
 )
 @pytest.mark.parametrize("name", ["progress", "total"])
-def test_counts_that_cannot_be_counted_with_raise(name: str, value: Any) -> None:
-    # Given a number that a store cannot add to
+def test_counts_to_which_a_store_cannot_add_raise(name: str, value: Any) -> None:
+    # Given a number to which a store cannot add
     # When it is written as a count
     # Then the error names the field
     with pytest.raises(ValueError, match=f"'{name}'"):

@@ -47,7 +47,7 @@ settled = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
-# What may be stored: JSON texts at the ends of what Python, Lua and JSON know, and what is none.
+# Stored values: JSON texts at the limits of Python, Lua and JSON, and bytes that are no JSON.
 
 texts = st.one_of(
     st.sampled_from(
@@ -70,7 +70,7 @@ class Store(NamedTuple):
     """A store, and how another program writes there.
 
     Parameters:
-      backend: Ours.
+      backend: The backend of the store.
       plant: Puts fields that are added to a sound record, or a value in its place, under the key of a message.
     """
 
@@ -115,7 +115,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 
 
 def document(fields: dict[bytes, bytes]) -> bytes:
-    """Write a record, with its expiry under the name of no field, as stores keep it that have one value a message."""
+    """Return a record as a document, for stores with one value a message. The empty name stands for its expiry."""
     record = {**SOUND, **fields}
     expires_at = record.pop(b"", b"%d" % 10**13)
     return b"\n".join([expires_at, b"dramatiq-status 1", *(text for item in record.items() for text in item)])

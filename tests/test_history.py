@@ -111,7 +111,7 @@ def test_a_message_that_ends_while_it_waits_for_its_retry_keeps_its_run() -> Non
     assert found.timeline[-1] == "skipped"
 
 
-def test_a_message_that_is_enqueued_anew_has_a_new_history() -> None:
+def test_a_message_that_is_sent_again_has_a_new_history() -> None:
     again = [enqueue(8), start(2, 8)]
     found = snapshot_of(
         enqueue(), start(1), requeue(2, NOW, failed=True), starting(2, 2, NOW), finish(2, generation=2), *again

@@ -47,7 +47,7 @@ class Import(NamedTuple):
 
 
 def module_of(path: Path) -> str:
-    """The dotted name of a file's module in the package; empty for the package itself."""
+    """Return the dotted name of a file's module in the package; empty for the package itself."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -64,7 +64,7 @@ def packages() -> frozenset[str]:
 
 @cache
 def imports() -> tuple[Import, ...]:
-    """All imports between modules of the package, also those in functions and those for type checkers alone."""
+    """Return all imports between modules of the package, also those in functions and those for type checkers alone."""
     return tuple(found for module, tree in trees().items() for found in _imports_of(module, tree))
 
 
@@ -90,7 +90,7 @@ class Modules(NamedTuple):
     """A table of modules.
 
     Parameters:
-      package(str): The package that the table is of, with a dot behind it; empty for the table of the whole package.
+      package(str): Name of the table's package, with a dot behind it; empty for the table of the whole package.
       rows(dict[str, int]): The number of the row of each entry.  An entry that is a package ends with a dot.
     """
 
@@ -109,7 +109,7 @@ class Modules(NamedTuple):
 
 @cache
 def tables() -> tuple[Modules, ...]:
-    """The table of the whole package, and those of packages within it."""
+    """Return the table of the whole package, and those of packages within it."""
     text = TABLE.read_text()
     section = text[text.index("\nModules\n") : text.index("\n``update.apply`` is")]
     # A table has three rules: its rows are between the second and the third, and its title is above the first.

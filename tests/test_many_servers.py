@@ -24,7 +24,7 @@ from dramatiq_status.testing.conformance import finish, start
 from .recording import eventually
 from .servers import RedisCluster
 
-#: Enough for a busy machine, in milliseconds and in seconds.
+#: Time-outs that no test reaches by chance, in milliseconds and in seconds.
 PATIENT, PATIENCE = 20_000, 20.0
 
 #: Milliseconds after which watchers end, so that a test that fails does not wait for them forever.
@@ -55,7 +55,7 @@ class Halves(StubBackend):
         return found
 
     def wait_for_looks(self, *message_ids: str) -> None:
-        """Wait until each of these was read several times more, by all its watchers."""
+        """Wait until each message was read several times more, by all its watchers."""
         with self._looked:
             self._looks.clear()
             assert self._looked.wait_for(lambda: all(self._looks.count(one) > 6 for one in message_ids), PATIENCE)
@@ -106,7 +106,7 @@ class InALoop:
 
 @pytest.fixture(params=[InThreads, InALoop])
 def reader(request: pytest.FixtureRequest) -> Any:
-    """A registry whose calls return what they find."""
+    """Return a registry whose calls return what they find."""
     return request.param()
 
 

@@ -113,7 +113,7 @@ def test_other_types_are_no_numbers(value: Any) -> None:
     ids=ascii,
 )
 def test_infinite_and_too_large_numbers_raise(value: Any) -> None:
-    # Given a number that is not finite, or that a store cannot add to
+    # Given a number that is not finite, or to which a store cannot add
     # When it is used as a number
     with bound_status() as status:
         writes: list[Callable[[], object]] = [

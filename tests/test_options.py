@@ -231,7 +231,7 @@ def test_wrong_namespaces_raise(bad: str) -> None:
         RecordingBackend(namespace=bad)
 
 
-def test_statuses_live_as_long_as_the_settings_say(backend: RecordingBackend) -> None:
+def test_statuses_live_for_the_times_in_the_settings(backend: RecordingBackend) -> None:
     broker = make_broker(backend, live_ttl=timedelta(hours=2), heartbeat_interval=5000, status_ttl=50_000)
 
     # Given actors and messages with a time to live of their own
@@ -430,7 +430,7 @@ def test_describe_exception_decides_what_is_stored(
 ) -> None:
     broker = make_broker(backend, describe_exception=describe, includes={"traceback"})
     seen: list[Any] = []
-    # The source line of a traceback does not have it.
+    # The source lines in a traceback do not contain the secret text.
     hidden = "terces"[::-1]
 
     # Given an actor whose exceptions contain secrets
@@ -535,7 +535,7 @@ def test_a_message_cannot_add_includes(backend: RecordingBackend, included: Any,
     assert found["status"] == "failed" and not {"args", "kwargs", "traceback"} & found.keys()
 
 
-def test_the_worker_includes_what_a_producer_without_the_actor_cannot_know(backend: RecordingBackend) -> None:
+def test_a_message_keeps_includes_that_only_its_worker_has(backend: RecordingBackend) -> None:
     # Given a producer that includes nothing and has no actor, and a worker whose actor includes its arguments
     producer = make_broker(backend)
     producer.declare_queue("default")
@@ -548,7 +548,7 @@ def test_the_worker_includes_what_a_producer_without_the_actor_cannot_know(backe
     message = work.message_with_options(args=("a",), status_includes={"message"})
     sent = producer.enqueue(message)
     assert "args" not in StatusRegistry.get(sent, backend=backend)
-    # Then the worker stores these values
+    # Then the message still has their names for the worker
     assert sent.options["status_includes"] == ["message"]
 
 

@@ -45,7 +45,7 @@ def run(*command: object, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of the source distribution and the wheel that a release would upload."""
+    """Return the directory of the source distribution and the wheel that a release would upload."""
     dist = tmp_path_factory.mktemp("dist")
     run(ROOT / "scripts" / "package", dist, cwd=ROOT)
     return dist
@@ -53,7 +53,7 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def source(distributions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The unpacked source distribution."""
+    """Return the unpacked source distribution."""
     (path,) = distributions.glob("dramatiq_status-*.tar.gz")
     folder = tmp_path_factory.mktemp("source")
     shutil.unpack_archive(path, folder, filter="data")
@@ -63,7 +63,7 @@ def source(distributions: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def wheel(distributions: Path) -> list[str]:
-    """The names of the files in the wheel."""
+    """Return the names of the files in the wheel."""
     (path,) = distributions.glob("dramatiq_status-*.whl")
     with zipfile.ZipFile(path) as archive:
         return archive.namelist()
@@ -79,7 +79,7 @@ def test_the_version_is_in_one_place(distributions: Path) -> None:
 
 
 def test_the_files_of_the_distributions_have_one_time_owner_and_mode(distributions: Path) -> None:
-    """So two builds are equal to the byte: ``scripts/try-release`` compares two."""
+    """Check the conditions for builds that are equal to the byte. ``scripts/try-release`` compares two builds."""
     (path,) = distributions.glob("*.tar.gz")
     with tarfile.open(path) as archive:
         members = archive.getmembers()

@@ -14,7 +14,8 @@ import dramatiq_status
 
 PACKAGE = Path(dramatiq_status.__file__).parent
 
-#: Removes functions that Linux has and Windows lacks.  Drivers are loaded before: they look at the platform as well.
+#: Script that removes functions that Linux has and Windows lacks.  It loads drivers before, because these look at the
+#: platform as well.
 TAKE_AWAY = """
 import asyncio, os, socket, sqlite3, sys, zoneinfo
 import dramatiq, pymemcache, redis
@@ -25,7 +26,7 @@ for module, name in ((os, "register_at_fork"), (os, "fork"), (socket, "MSG_DONTW
 sys.platform = "win32"
 """
 
-#: Imports all modules, and runs a job on each store.
+#: Script that imports all modules, and runs a job on each store.
 USE = """
 import pkgutil, sys
 from importlib import import_module

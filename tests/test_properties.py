@@ -62,7 +62,7 @@ from dramatiq_status.update import apply as apply_update
 from .backends.redis_hooks import FixedClock
 from .servers import MemcachedServer, RedisServer
 
-#: Under CI the same examples every time: what fails there shall fail here.
+#: Whether each run has the same examples, so that a test that fails under CI fails elsewhere, too, with CI=1.
 STABLE = os.environ.get("CI", "").lower() in {"1", "true"}
 
 pure = settings(max_examples=150, derandomize=STABLE, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -106,7 +106,7 @@ exceptions = st.one_of(
 
 
 def updated(*values: Any, **named: Any) -> Update:
-    """Strategy for an update with some of its fields."""
+    """Make an update with some of its fields."""
     return Update(*values, **named)
 
 
@@ -114,7 +114,7 @@ def fields(**own: st.SearchStrategy[str]) -> st.SearchStrategy[Record]:
     return st.fixed_dictionaries({}, optional={**user_fields, **own})
 
 
-#: Most updates have none. Names are those that texts of every kind are set to.
+#: Changes of an update; most updates have none. Other updates set fields with these names to texts of every kind.
 changes = st.one_of(
     st.none(),
     st.none(),
@@ -192,7 +192,7 @@ updates = st.one_of(enqueues, starts, starts, writes, writes, ends, outsides, he
 
 
 def with_names(update: Update, names: Record) -> Update:
-    """Return the same strategy with names of the actor and the queue, for updates that may create a record."""
+    """Return an update, with names of the actor and the queue if it may create a record."""
     if update.kind is not Kind.ENQUEUE and not update.start and not update.create:
         return update
     own = {name: text for name, text in update.fields.items() if name not in (ACTOR_NAME, QUEUE_NAME)}
@@ -298,7 +298,7 @@ def cache_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
 
 
 def plain(record: Record | None) -> dict[str, Any] | None:
-    """A record decoded: stores may write one number in different ways."""
+    """Return a decoded record, because stores may write one number in different ways."""
     return None if record is None else {name: json.loads(text) for name, text in record.items()}
 
 
@@ -321,7 +321,7 @@ def fold(
 
 @stored
 @given(history=batches)
-def test_every_store_does_what_apply_says(store: Store, history: list[tuple[int, list[Update] | None]]) -> None:
+def test_every_store_does_what_apply_does(store: Store, history: list[tuple[int, list[Update] | None]]) -> None:
     check_against_apply(store, history)
 
 
@@ -401,7 +401,7 @@ def piggyback_store(redis_url: str) -> Iterator[Store]:
 
 @stored
 @given(history=batches)
-def test_updates_with_the_commands_of_a_broker_do_what_apply_says(
+def test_updates_with_the_commands_of_a_broker_do_what_apply_does(
     piggyback_store: Store, history: list[tuple[int, list[Update] | None]]
 ) -> None:
     check_against_apply(piggyback_store, history)
@@ -651,8 +651,8 @@ def test_apply_makes_sound_records(history: list[Update]) -> None:
             snapshot = take_snapshot("m", record, NOW)
             assert snapshot is not None and str(snapshot) and snapshot.to_json()
             assert (RUN_TOKEN in record) is (SEQUENCE in record)
-        # And an end is dated for a final life, but for one from outside: that leaves the one that is there, or asks
-        # the record
+        # And a final state has the time to live of its update. A final state from outside keeps the time to live of a
+        # finished record, and gives any other record its own `status_ttl`, if it has one
         if applied.outcome is Outcome.APPLIED and update.state in (COMPLETED, FAILED):
             expected: int | None = update.ttl
             if update.kind is Kind.OUTSIDE and before is not None:

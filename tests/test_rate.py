@@ -28,7 +28,7 @@ steps = st.integers(0, 10**6)
 
 
 def measured(steps: Sequence[tuple[float, float]], meter: RateMeter | None = None) -> tuple[RateMeter, float]:
-    """A meter that has seen progress: pairs of seconds passed and units done. Returns it and the time."""
+    """Return a meter that has measured steps, and the time. A step has seconds, and the units done in them."""
     meter, at, count = meter or RateMeter(), 0.0, 0.0
     meter.begin(0, 0.0)
     for passed, done in steps:
@@ -154,7 +154,7 @@ def test_a_rate_stands_for_as_long_as_progress_usually_takes() -> None:
 
 
 class Clock:
-    """Stands in for the module `time` in the writer."""
+    """A stand-in for the module `time` in the writer."""
 
     now = 1000.0
 
@@ -171,7 +171,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class Idle(Writer):
-    """Sends nothing by itself."""
+    """A writer that sends nothing by itself."""
 
     def put(self, buffer: MessageBuffer) -> None:
         pass
@@ -314,7 +314,7 @@ def test_only_the_first_progress_takes_up_work(clock: Clock) -> None:
     assert snapshot.rate == pytest.approx(10, rel=0.02)
 
 
-def test_a_first_count_out_of_nowhere_says_nothing_of_the_speed(clock: Clock) -> None:
+def test_the_rate_is_unknown_after_a_first_count_out_of_nowhere(clock: Clock) -> None:
     # Given a run that has set neither progress nor total
     run = Run(clock)
     run.buffer.increment(1000)
@@ -368,7 +368,7 @@ def test_a_lost_record_is_restored_with_the_rate(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("first", [0.5, 5.0, 30.0])
-def test_a_slow_start_says_little_of_the_rest(clock: Clock, first: float) -> None:
+def test_the_remaining_time_is_plausible_after_a_slow_start(clock: Clock, first: float) -> None:
     # Given a run whose first item of many takes as long as all others together
     run = Run(clock)
     run.write(progress="0", total="100001")
@@ -423,7 +423,7 @@ def test_little_time_remains_from_the_first_report_on(clock: Clock) -> None:
 
 
 def read(rate: str, *, silent: int = 0, state: int = 1, heartbeat: int | None = None) -> Snapshot:
-    """A status at 40 of 100 whose last write was so many milliseconds ago."""
+    """Return a status at 40 of 100 whose last write was so many milliseconds ago."""
     timestamp = 1_000_000_000_000
     fields = {PROGRESS: "40", TOTAL: "100", RATE: rate, STARTED_AT: str(timestamp)}
     update = Update(Kind.RUN, EnqueueId(1, 1), 1, 1, start=True, create=True, fields=fields)

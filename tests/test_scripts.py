@@ -1,4 +1,4 @@
-"""`scripts/services`, with a part of the system of its own: what it does beside others that install packages."""
+"""`scripts/services`, with a part of the system of its own: its work beside other programs that install packages."""
 
 from __future__ import annotations
 

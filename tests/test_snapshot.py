@@ -194,7 +194,7 @@ def test_a_progress_is_none_before_the_first_report() -> None:
     assert (snapshot.progress, snapshot.percent, snapshot.total, snapshot.get("progress")) == (None, None, None, None)
 
 
-def test_a_total_that_nobody_set_is_a_hundred_as_soon_as_there_is_progress() -> None:
+def test_a_total_that_was_not_set_is_a_hundred_as_soon_as_there_is_progress() -> None:
     assert (snap(fields={PROGRESS: "7"}).total, snap(fields={TOTAL: "8"}).total) == (100, 8)
     assert (snap(fields={PROGRESS: "7"}).percent, str(snap(fields={PROGRESS: "7"}))) == (7.0, "working (7%)")
 
@@ -421,7 +421,7 @@ def test_to_dict_and_to_json_have_json_values() -> None:
     }  # fmt: skip
 
 
-def test_a_browser_can_tell_a_job_that_is_stalled() -> None:
+def test_the_json_for_a_browser_shows_that_a_job_is_stalled() -> None:
     started = NOW - 90_000
     fields = {STARTED_AT: str(started), HEARTBEAT_AT: str(started), PROGRESS: "1", TOTAL: "null"}
     found = json.loads(snap(fields=fields).to_json())
@@ -452,7 +452,7 @@ def test_every_encoder_writes_the_dict_alike() -> None:
     assert (expected["rows"], expected["huge"], expected["duration"]) == ([1, {"bad": None, "good": [2.5]}], None, 1.5)
 
 
-def test_names_that_are_asked_for() -> None:
+def test_names_may_be_selected_or_excluded() -> None:
     snapshot = full()
     assert snapshot.to_dict(only=("status", "percent", "missing")) == {"status": "working", "percent": 50.0}
     assert list(snapshot.to_dict(only=["step", "status"], exclude=["status"])) == ["step"]

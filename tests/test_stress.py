@@ -38,7 +38,7 @@ TIMED = {"enqueued_at", "started_at", "finished_at", "updated_at", "duration", "
 
 
 def exact(number: int, message_id: str) -> dict[str, Any]:
-    """All that a status shows in the end, except for the timestamps."""
+    """Return all values of a status at the end, except for the timestamps."""
     return {
         "message_id": message_id,
         "actor_name": "work",
@@ -64,7 +64,7 @@ def without_timestamps(record: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def command(broker_url: str, store_url: str) -> Iterator[None]:
-    """Worker processes, as a user starts them."""
+    """Run worker processes, as a user does."""
     worker = subprocess.Popen(
         [
             sys.executable,

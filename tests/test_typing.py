@@ -1,7 +1,7 @@
 """What type checkers accept of users: ``tests/typing/`` has code of users, and marks each line that is an error.
 
 A mark has the rules of mypy and of pyright: ``# error: arg-type reportArgumentType``. An error without a mark fails the
-test, and a mark without an error does.
+test, and so does a mark without an error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Error = tuple[str, int, str]
 
 
 def marked(checker: int) -> set[Error]:
-    """The errors that the files mark for a checker: 0 is mypy, 1 is pyright."""
+    """Return the errors that the files mark for a checker: 0 is mypy, 1 is pyright."""
     return {
         (path.name, number, found[1].split()[checker])
         for path in FILES
@@ -74,7 +74,7 @@ def test_pyright_finds_the_errors_of_users_and_no_others(tmp_path: Path) -> None
 
 def test_all_public_names_have_a_type(tmp_path: Path) -> None:
     pytest.importorskip("pyright")
-    # Given the environment of this interpreter: with this option, pyright looks for packages in that of `python3`
+    # Given a PATH with this interpreter's directory first: `--verifytypes` looks for packages in that of `python3`
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     # When pyright checks the package as its users see it
     done = subprocess.run(

@@ -193,7 +193,7 @@ def test_a_write_from_outside_creates_no_record() -> None:
 
 
 def test_all_updates_renew_the_expiry_of_an_unfinished_message() -> None:
-    # Given a record with a live time to live of two hours
+    # Given a record with a `live_ttl` of two hours
     record = fold(enqueue(**{LIVE_TTL: str(2 * HOUR)}), start(1))
     # When it is updated
     # Then its time to live is two hours
@@ -306,7 +306,7 @@ def test_of_two_enqueues_the_run_that_started_last_owns_the_status(state: int | 
     # Then the newer run still owns the status
     assert_refused(record, write(1, 2, increment=1)._replace(state=state, create=True))
     assert_refused(record, enqueue(generation=2, **{EXCEPTION: '"x"'}), Outcome.LATE)
-    # Also when the store gets its start only now
+    # And it still does if the store gets the start of the older run only now
     assert_refused(record, start(1, S="4"))
     assert_refused(record, start(1, S="4")._replace(state=state))
     # And the run of the retry owns it from its start

@@ -1,4 +1,4 @@
-"""The recipes of the documentation for web applications, under the real servers and frameworks that they are for."""
+"""The recipes of the documentation for web applications, under the real servers and frameworks."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MESSAGE_ID = "job"
 
 @pytest.fixture
 def backend(redis_server: RedisServer) -> Iterator[RedisBackend]:
-    """The backend of the default broker; one message waits there."""
+    """Yield the backend of the default broker; one message waits there."""
     backend = RedisBackend(host="127.0.0.1", port=redis_server.port, namespace="recipes", timeout=20_000)
     broker = StubBroker()
     broker.add_middleware(StatusMiddleware(backend=backend))

@@ -15,12 +15,12 @@ from ..servers import RedisServer
 
 @pytest.fixture
 def server(start_server: StartServer) -> RedisServer:
-    """A server that the tests pause and restart."""
+    """Return a server that the tests pause and restart."""
     return start_server(RedisServer())
 
 
 @pytest.fixture
 def patient(server: RedisServer) -> Iterator[RedisBackend]:
-    """A backend with a time-out that is longer than any pause of a test."""
+    """Yield a backend with a time-out that is longer than any pause of a test."""
     with closing(RedisBackend(url=server.url, timeout=20_000)) as backend:
         yield backend

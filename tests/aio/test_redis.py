@@ -43,14 +43,14 @@ NAME = "loop"
 
 @pytest.fixture
 def jobs(redis_url: str) -> Iterator[RedisBackend]:
-    """The backend of the jobs that are watched."""
+    """Yield the backend of the jobs that are watched."""
     with closing(RedisBackend(url=redis_url, timeout=20_000)) as backend:
         yield backend
 
 
 @pytest.fixture
 def backend(redis_url: str) -> Iterator[RedisBackend]:
-    """The backend of the watchers.  It polls only once an hour, so that a watcher sees a change only if it was
+    """Yield the backend of the watchers.  It polls only once an hour, so that a watcher sees a change only if it was
     published.
     """
     with closing(named(redis_url, timeout=20_000)) as backend:
@@ -63,7 +63,7 @@ def named(url: str, **parameters: Any) -> RedisBackend:
 
 
 def connections(jobs: RedisBackend) -> Counter[str]:
-    """Numbers of connections of event loops by kind: subscriptions ("listens"), and requests ("asks")."""
+    """Return numbers of connections of event loops by kind: subscriptions ("listens"), and requests ("asks")."""
     clients = jobs.client.client_list()
     return Counter("listens" if int(client["sub"]) else "asks" for client in clients if client["name"] == NAME)
 
@@ -285,7 +285,7 @@ class TestLosses:
                 job.start().finish()
             # Then the watchers receive the changes
             await asyncio.gather(*watchers[:30])
-            # And the changes after the next subscription as well
+            # And they receive the changes after the next subscription, too
             await until(lambda: connections(jobs)["listens"] == 1)
             for job in work[10:]:
                 job.start().finish()

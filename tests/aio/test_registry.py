@@ -215,7 +215,7 @@ class TestSameAsElsewhere:
         in_loop(main)
 
     def test_wrong_arguments_of_watch_raise_at_once(self) -> None:
-        # Given durations and ids that are none
+        # Given a wrong duration, and a wrong id
         # When watch() is called
         # Then the error is raised at once, and not at the first step
         with pytest.raises(ValueError, match="timeout"):
@@ -305,7 +305,7 @@ class TestWatching:
             await asyncio.to_thread(lambda: job.enqueue().start().finish(3))
             # Then wait() returns its final snapshot
             assert (await waiting).failed
-            # And also when the message has ended before
+            # And it returns the final snapshot of a message that has ended before, too
             assert (await aio.StatusRegistry.wait(job.message_id, backend=backend)).failed
 
         in_loop(main)
@@ -607,7 +607,7 @@ async def last_of(job: Job, backend: StatusBackend) -> Snapshot:
 
 
 def signatures_of(face: type) -> dict[str, Any]:
-    """The public names of a class, with the parameters, kinds and defaults of what can be called."""
+    """Return the public names of a class, with the parameters, kinds and defaults of what can be called."""
     found = {name: getattr(face, name) for name in dir(face) if not name.startswith("_")}
     return {
         name: callable(value) and [(p.name, p.kind, p.default) for p in inspect.signature(value).parameters.values()]

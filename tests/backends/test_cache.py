@@ -44,12 +44,12 @@ from dramatiq_status.update import Outcome
 from ..recording import make_broker, run
 from ..servers import MemcachedServer
 
-#: More entries than a test makes: caches forget the others.
+#: Maximum number of entries of a cache, which no test reaches.
 MANY = 1_000_000
 
 
 def django_caches(kind: str, location: object) -> CacheHandler:
-    """What `django.core.cache.caches` is in an application with such settings."""
+    """Return an object like `django.core.cache.caches` for one cache."""
     backend = f"django.core.cache.backends.{kind}"
     settings = {"BACKEND": backend, "LOCATION": str(location), "OPTIONS": {"MAX_ENTRIES": MANY}}
     return CacheHandler({"default": settings})
@@ -192,7 +192,7 @@ INTERFACE = {
 
 
 class CacheInterface(CacheConformance):
-    """What may differ from one cache to another: the tests of INTERFACE, and those of CacheConformance itself."""
+    """Tests with results that depend on the cache: those of INTERFACE, and those of CacheConformance itself."""
 
 
 for name in dir(BackendConformance):
@@ -257,8 +257,8 @@ class TestDogpileMemory(CacheInterface):
 
 
 class TestDogpileDbm(CacheInterface):
-    # An interrupt can strike after the file lock was taken and before dogpile.cache has recorded that, or while
-    # dbm.dumb, all that some Pythons have, writes its index.
+    # An interrupt can strike after the file lock was taken, before dogpile.cache has recorded that. It can also strike
+    # while dbm.dumb writes its index. Some Pythons have no other dbm.
     test_an_interrupted_call_spoils_no_other = None  # type: ignore[assignment]
 
     @pytest.fixture
@@ -301,7 +301,7 @@ def flask_cache(**config: str) -> Any:
 
 @pytest.fixture
 def django_settings() -> Iterator[None]:
-    """Settings of a Django project that has none of its own, for packages that look at them."""
+    """Configure Django without a project, for packages that read its settings."""
     before = settings._wrapped
     settings._wrapped = UserSettingsHolder(global_settings)
     yield
@@ -333,7 +333,7 @@ def test_the_caches_of_packages_are_called_with_their_parameters(name: str, redi
 
 # Objects that fit
 
-#: Methods called `set`, and what they are called with for a time to live of 1.5 seconds.
+#: Methods `set`, each with the arguments that it passes on for a time to live of 1.5 seconds.
 SETS: dict[str, tuple[Callable[..., Any], dict[str, int]]] = {
     "timeout": (lambda self, key, value, timeout=300: self.keep(key, value, timeout=timeout), {"timeout": 3}),
     "ttl": (lambda self, key, value, ttl: self.keep(key, value, ttl=ttl), {"ttl": 3}),
@@ -395,7 +395,7 @@ def test_a_time_to_live_is_rounded_up_to_seconds(ttl: int, seconds: int) -> None
 
 @pytest.mark.parametrize("kind", ["locmem", "simple", "file"])
 def test_no_cache_forgets_too_early(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given a cache whose clock is at the end of a second: a cache that cuts fractions off then loses most of one
+    # Given a cache whose clock is at the end of a second. A cache that cuts fractions off would lose most of a second
     cache: Any = {
         "locmem": lambda: django_caches("locmem.LocMemCache", uuid4().hex)["default"],
         "simple": SimpleCache,
@@ -646,7 +646,7 @@ def test_a_disk_without_space_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_delete_that_deletes_nothing_is_an_error(message_id: str = "m") -> None:
-    # Given a cache that cannot delete, and returns this
+    # Given a cache that cannot delete, and returns False
     backend = CacheBackend(shelf_with(set=SETS["ttl"][0], delete=lambda self, key: False))
     backend.update(message_id, enqueue())
     # When a status is deleted

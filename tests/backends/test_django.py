@@ -43,7 +43,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
         return True
 '''
 
-#: The backend is created where the caches of the project are not known yet.
+#: Settings of a project that create the backend before they name the caches.
 SETTINGS = """
 from pathlib import Path
 
@@ -63,7 +63,7 @@ CACHES = {
 }
 """
 
-#: What every script begins with.
+#: Beginning of every script.
 BEGIN = """
 import threading, time
 
@@ -87,7 +87,7 @@ backend = settings.BACKEND
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """The directory of a Django project."""
+    """Return the directory of a Django project."""
     (tmp_path / "engine").mkdir()
     (tmp_path / "engine" / "__init__.py").touch()
     (tmp_path / "engine" / "base.py").write_text(ENGINE)

@@ -268,7 +268,7 @@ class TestRedis(RedisHooks, BackendConformance):
         right = time.time
         monkeypatch.setattr(time, "time", lambda: right() - 3600)
         with closing(RedisBackend(url=redis_url, timeout=PATIENT)) as backend:
-            # After its first call
+            # When the backend makes its first call
             if write_first:
                 backend.update(message_id, enqueue())
             else:

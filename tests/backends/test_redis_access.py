@@ -38,7 +38,7 @@ from ..proxy import Proxy
 from ..recording import answered, eventually, working
 from ..servers import RedisCluster, RedisSentinels, RedisServer, _free_cluster_port, _Sentinel, free_port
 
-#: Enough for a busy machine: most tests are not about time-outs.
+#: Time-out in milliseconds that no test reaches by chance, even on a busy machine.
 PATIENT = 20_000
 
 PASSWORD = "s3cr3t/:@p"
@@ -104,7 +104,7 @@ def tls_server(certificates: Path) -> Iterator[TlsServer]:
 
 @pytest.fixture
 def client(redis_url: str) -> Iterator[redis.Redis]:
-    """A client with all permissions.  Users that a test creates are deleted after it."""
+    """Yield a client with all permissions.  Users that a test creates are deleted after it."""
     with redis.Redis.from_url(redis_url, decode_responses=True) as client:
         yield client
         for name in client.acl_users():
@@ -295,7 +295,7 @@ def test_replies_byte_by_byte_over_tls_end_at_the_timeout(tls_server: TlsServer,
             proxy.drip = (1, 0.1)
             # When a call is made, over an idle connection and over a new one
             for _ in range(2):
-                # Then the time-out is that of the call: each byte comes in time, and the whole reply would be no error
+                # Then the call ends with its time-out, although each byte comes in time
                 with pytest.raises(BackendError):
                     backend.read("m")
 

@@ -29,7 +29,7 @@ from ..servers import RedisCluster, RedisSentinels, RedisServer
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Commands of the broker that have not gone through redis-py."""
+    """Return commands of the broker that have not gone through redis-py."""
     seen: list[str] = []
     call = BrokerCalls.call
 

@@ -42,7 +42,7 @@ from ..recording import eventually, make_broker, run
 from ..servers import RedisCluster, free_port, open_sockets
 from .redis_hooks import RedisHooks
 
-#: Enough for a busy machine: most tests are not about time-outs.
+#: Time-out in milliseconds that no test reaches by chance, even on a busy machine.
 PATIENT = 20_000
 
 #: Time in milliseconds that is longer than any test.
@@ -70,7 +70,7 @@ CHANGES: dict[str, tuple[list[Update], Update, Outcome]] = {
 
 @pytest.fixture
 def client(redis_cluster: RedisCluster) -> Iterator[redis.RedisCluster]:
-    """A client of an empty cluster."""
+    """Yield a client of an empty cluster."""
     redis_cluster.reset()
     (host, port), *_ = redis_cluster.addresses
     client = redis.RedisCluster(host, port, decode_responses=True)
@@ -487,8 +487,8 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         assert backend.read("m") is None
         cluster_map = backend.transport._map
         cluster_map.stale, cluster_map._mapped = True, float("-inf")
-        # When a call needs the map after its deadline, because a node could not carry out its request before
-        # Then it uses the present map: its error is still the reply of the nodes
+        # When a call needs a new map after its deadline
+        # Then it uses the present map
         assert cluster_map.renew(time.monotonic() - 1)
 
     def test_nodes_that_another_thread_finds(self, backend: RedisBackend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -510,7 +510,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         assert cluster_map.is_down
         cluster_map.answered(cluster_map.first[0])
 
-    def test_a_call_that_reached_no_node_says_that_none_has_answered(
+    def test_the_error_of_a_call_that_reached_no_node_has_a_text(
         self, backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Given a call whose time is over before all nodes were queried for the map
@@ -639,7 +639,7 @@ class Move:
             self.cluster.move_keys(self.slot, self.target, *keys)
 
     def index(self) -> list[str]:
-        """The keys of the index that are still here."""
+        """Return the keys of the index that are still on the first node."""
         with self.cluster.client(self.source) as client:
             found = client.execute_command("CLUSTER GETKEYSINSLOT", self.slot, 1000)
         return [key for key in found if " index:" in key]
@@ -652,7 +652,7 @@ class Move:
 
 @contextmanager
 def moving_slots(cluster: RedisCluster) -> Iterator[None]:
-    """Slots with messages move from node to node, twenty of them at least."""
+    """Move slots from node to node during the block, at least twenty."""
     enough = threading.Event()
 
     def move() -> None:
@@ -672,7 +672,7 @@ def moving_slots(cluster: RedisCluster) -> Iterator[None]:
 
 
 def newest_of(client: redis.RedisCluster) -> list[str]:
-    """The ids of all messages in the index, newest first."""
+    """Return the ids of all messages in the index, newest first."""
     found: list[tuple[float, str]] = []
     for key in client.keys("*index:*", target_nodes=client.ALL_NODES):
         if client.type(key) == "zset":
@@ -681,11 +681,11 @@ def newest_of(client: redis.RedisCluster) -> list[str]:
 
 
 def of_one_shard(number: int) -> list[str]:
-    """So many message ids of one shard, always the same."""
+    """Return the first message ids of one shard, always in the same order."""
     return list(itertools.islice((str(n) for n in itertools.count() if shard_of(str(n)) == 5), number))
 
 
 def with_actor(update: Update) -> Update:
-    """The same, of an actor whose messages are listed."""
+    """Return an update, with the name of an actor if it may create a record."""
     named = update.kind is Kind.ENQUEUE or update.start or update.create
     return update._replace(fields={"a": '"actor"', **update.fields}) if named else update

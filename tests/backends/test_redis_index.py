@@ -20,7 +20,7 @@ from dramatiq_status.testing.conformance import enqueue, finish, heartbeat, outs
 from ..recording import eventually
 from .redis_hooks import FixedClock
 
-#: Enough for a busy machine.
+#: Time-out in milliseconds that no test reaches by chance, even on a busy machine.
 PATIENT = 20_000
 
 ALL = Query()
@@ -40,7 +40,7 @@ def client(redis_url: str) -> Iterator[redis.Redis]:
 
 
 def sets_of(client: redis.Redis) -> dict[str, list[str]]:
-    """The sets of the index, by state, time to live, queue and actor."""
+    """Return the sets of the index, by state, time to live, queue and actor."""
     found = {}
     for key in client.keys("*"):
         if client.type(key) == "zset":
@@ -49,12 +49,12 @@ def sets_of(client: redis.Redis) -> dict[str, list[str]]:
 
 
 def listed(backend: RedisBackend, query: Query = ALL, limit: int = 50) -> list[str]:
-    """The ids of the first page."""
+    """Return the ids of the first page."""
     return [found.message_id for found in backend.find(query, limit=limit, after=None)]
 
 
 def page_by_page(backend: RedisBackend, limit: int) -> list[list[str]]:
-    """The ids of all pages."""
+    """Return the ids of all pages."""
     return [[found.message_id for found in page] for page in pages_of(backend, ALL, limit)]
 
 

@@ -14,7 +14,7 @@ HEAD = (files("dramatiq_status.backends.redis") / "lua" / "update" / "head.lua")
 
 
 def constants(head: str) -> dict[str, str]:
-    """The constants of the script by their names: ``local A, B = 1, '2'``."""
+    """Return the constants of the script by their names: ``local A, B = 1, '2'``."""
     found: dict[str, str] = {}
     for names, values in re.findall(r"^local ([A-Z_]+(?:, [A-Z_]+)*) = ([\d',\] ]+)$", head, re.MULTILINE):
         split_names, split_values = names.split(", "), values.split(", ")

@@ -28,7 +28,7 @@ from ..conftest import started
 from ..recording import eventually
 from ..servers import RedisCluster, RedisServer, free_port
 
-#: Enough for a busy machine: no test here is about time-outs.
+#: Time-out in milliseconds that no test reaches by chance, even on a busy machine.
 PATIENT = 20_000
 
 Fault = Callable[[redis.Redis], Any]
@@ -55,7 +55,7 @@ def admin_of(server: RedisServer) -> Iterator[redis.Redis]:
 
 @contextmanager
 def loading(client: redis.Redis) -> Iterator[None]:
-    """The server is still reading its data from the disk."""
+    """Let the server read its data from the disk for the length of the block."""
     client.execute_command("DEBUG POPULATE", 50_000, "filler", 10)
     client.config_set("key-load-delay", 500)
     reload = threading.Thread(target=_reload, args=(client,))
@@ -75,7 +75,7 @@ def _reload(client: redis.Redis) -> None:
 
 @contextmanager
 def busy(client: redis.Redis) -> Iterator[None]:
-    """The server executes a script that does not end."""
+    """Let the server execute an endless script for the length of the block."""
     client.config_set("lua-time-limit", 1)
     script = threading.Thread(target=_loop, args=(client,))
     script.start()
@@ -102,7 +102,7 @@ def refuses(client: redis.Redis, error: type[Exception]) -> bool:
 
 @contextmanager
 def without_master(client: redis.Redis) -> Iterator[None]:
-    """The server is a replica that has lost its master, and returns no data that may be out of date."""
+    """Make the server a replica without a master, which returns no data that may be out of date."""
     client.config_set("replica-serve-stale-data", "no")
     client.replicaof("127.0.0.1", free_port())
     try:
@@ -112,7 +112,7 @@ def without_master(client: redis.Redis) -> Iterator[None]:
 
 
 def forbidden(*commands: str) -> Callable[[redis.Redis], Any]:
-    """The user has lost a right."""
+    """Return a function that takes rights from the user for the length of a block."""
 
     @contextmanager
     def forbid(client: redis.Redis) -> Iterator[None]:
@@ -127,7 +127,7 @@ def forbidden(*commands: str) -> Callable[[redis.Redis], Any]:
 
 @contextmanager
 def logged_out(client: redis.Redis) -> Iterator[None]:
-    """A password was set, and all connections were closed."""
+    """Set a password, and close all connections."""
     client.config_set("requirepass", "secret")
     client.client_kill_filter(_type="normal", skipme=True)
     try:
@@ -136,7 +136,7 @@ def logged_out(client: redis.Redis) -> Iterator[None]:
         client.config_set("requirepass", "")
 
 
-#: The faults, each with a word of the error that it leads to.
+#: Faults, each with a pattern of its error.
 FAULTS: dict[str, tuple[Callable[[redis.Redis], Any], str]] = {
     "LOADING": (loading, "[Ll]oading|LOADING"),
     "BUSY": (busy, "BUSY"),
@@ -147,7 +147,7 @@ FAULTS: dict[str, tuple[Callable[[redis.Redis], Any], str]] = {
 
 
 def look(backend: RedisBackend, message_id: str) -> dict[str, Callable[[], Any]]:
-    """Calls that use the store, by name."""
+    """Return calls that use the store, by name."""
     return {
         **reads(backend, message_id),
         "find": lambda: backend.find(Query(), limit=10, after=None),
@@ -160,7 +160,7 @@ def look(backend: RedisBackend, message_id: str) -> dict[str, Callable[[], Any]]
 
 
 def reads(backend: RedisBackend, message_id: str) -> dict[str, Callable[[], Any]]:
-    """Calls that read, by name."""
+    """Return calls that read, by name."""
     registry, status = StatusRegistry, StatusRegistry.get(message_id, backend=backend)
     return {
         "read": lambda: backend.read(message_id),
@@ -239,7 +239,7 @@ def test_error_replies_raise_and_do_not_make_messages_unknown(
     assert backend.count(Query()) == 2 and len(backend.find(Query(), limit=10, after=None)) == 2
 
 
-#: Prints what the reads of a backend raise whose driver has no hiredis.
+#: Program that prints the results and errors of calls of a backend without hiredis.
 WITHOUT_HIREDIS = """
 import json, sys
 sys.modules["hiredis"] = None
@@ -432,7 +432,7 @@ def test_refusals_of_a_cluster_raise(cluster: RedisCluster) -> None:
         command = forbidden("hgetall", "hmget", "evalsha")
         with closing(clients[0]), closing(clients[1]), closing(clients[2]):
             with command(clients[0]), command(clients[1]), command(clients[2]):
-                # Then each call raises it
+                # Then each call raises the error of a node
                 calls = look(backend, "m")
                 # A call with many updates returns which ones are unavailable.
                 assert set(calls.pop("update, many")()) == {Outcome.UNAVAILABLE}

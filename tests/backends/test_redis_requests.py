@@ -25,13 +25,13 @@ LOAD = pack("SCRIPT", "LOAD", UPDATE.text)
 
 
 def an_update(*message_ids: str) -> UpdateCall:
-    """A call for one update of each message."""
+    """Return a call for one update of each message."""
     updates = [(message_id, write(1, 2)) for message_id in message_ids]
     return UpdateCall(Keys("n", 0), 0, updates, range(len(updates)))
 
 
 def exchanged(requests: list[Request], *replies: Any, clock: Any = CLOCK) -> Exchange:
-    """An exchange that has taken replies, one after the other."""
+    """Return an exchange that has taken replies, one after the other."""
     exchange, left = Exchange(requests, clock), list(replies)
     while left:
         taken = [left.pop(0) for _ in range(exchange.expected)]
@@ -175,7 +175,7 @@ def test_an_increment_from_outside_is_not_repeatable() -> None:
             start(3, step='"é"', create=False)._replace(state=3),
             start(3, rows="1", create=False)._replace(state=2, ttl=1),
         ),
-        # The same with values that are long, large or many
+        # Updates of these kinds with values that are long, large or many
         *(
             enqueue(step="9" * 1023),
             enqueue(step="9" * 1024),

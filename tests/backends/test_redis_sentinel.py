@@ -25,7 +25,7 @@ from ..recording import PATIENCE, all_completed, answered, eventually, make_brok
 from ..servers import AT_ONCE, RedisSentinels, RedisServer, _Sentinel, free_port
 from .redis_hooks import RedisHooks
 
-#: Enough for a busy machine: most tests are not about time-outs.
+#: Time-out in milliseconds that no test reaches by chance, even on a busy machine.
 PATIENT = 20_000
 
 
@@ -44,7 +44,7 @@ def sentinels(redis_sentinels: RedisSentinels) -> RedisSentinels:
 
 @pytest.fixture(scope="module")
 def whole(redis_sentinels: RedisSentinels) -> RedisSentinels:
-    """The same, for tests without a failover."""
+    """Return the Sentinels of a master and its replica, both empty, for tests without a failover."""
     redis_sentinels.reset()
     return redis_sentinels
 
@@ -219,7 +219,7 @@ def test_a_planned_failover(sentinels: RedisSentinels) -> None:
     backend = make(sentinels)
     backend.update("m", start(1))
     old = sentinels.master
-    # When the Sentinels are told to make the replica the master
+    # When the Sentinels get the command to make the replica the master
     with redis.Redis(port=sentinels.sentinels[0].port) as client:
         client.execute_command("SENTINEL FAILOVER", sentinels.service_name)
     sentinels.wait_for_failover(old)
@@ -243,7 +243,7 @@ def test_a_planned_failover_in_an_event_loop(sentinels: RedisSentinels) -> None:
         handle = aio.StatusRegistry.get("m", backend=backend)
         assert (await handle.read()) is not None
         old = sentinels.master
-        # When the Sentinels are told to make the replica the master
+        # When the Sentinels get the command to make the replica the master
         with redis.Redis(port=sentinels.sentinels[0].port) as client:
             client.execute_command("SENTINEL FAILOVER", sentinels.service_name)
         await asyncio.to_thread(sentinels.wait_for_failover, old)
@@ -253,7 +253,7 @@ def test_a_planned_failover_in_an_event_loop(sentinels: RedisSentinels) -> None:
         with closing(RedisBackend(url=sentinels.master.url, timeout=PATIENT)) as new:
             record = new.read("m")
         assert sentinels.master is not old and record is not None and record[":step"] == '"2"'
-        # And keeps it while no Sentinel answers
+        # And the loop keeps it while no Sentinel answers
         pool.sentinels.clear()
         pool.query_at = 0.0
         await handle.update(step="3")
@@ -291,7 +291,7 @@ def test_jobs_go_on_when_the_master_is_killed(sentinels: RedisSentinels) -> None
     with working(broker, threads=4) as worker:
         messages = [work.send(n) for n in range(60)]
         eventually(lambda: StatusRegistry.get(messages[10], backend=backend).completed)
-        # When the master is killed, and its replica has all that it has taken: what it has not is lost, as documented
+        # When the master is killed, after the replica has received all of its writes
         old = sentinels.master
         with redis.Redis(port=old.port) as master:
             master.execute_command("CLIENT", "PAUSE", 60_000, "WRITE")

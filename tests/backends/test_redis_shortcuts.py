@@ -57,7 +57,7 @@ FOUND: dict[str, Record] = {
 
 
 def ended(state: int = COMPLETED, **fields: str) -> Update:
-    """A whole run."""
+    """Return an update with a whole run."""
     return start(9, F="6", **fields)._replace(state=state, ttl=3_600_000)
 
 
@@ -102,7 +102,7 @@ def backend(redis_server: RedisServer) -> Iterator[RedisBackend]:
 
 
 @pytest.mark.parametrize("found", FOUND)
-def test_a_start_has_the_effect_that_apply_says(backend: RedisBackend, found: str) -> None:
+def test_a_start_has_the_effect_of_apply(backend: RedisBackend, found: str) -> None:
     for name, update in {**STARTS, **ENDS}.items():
         check(backend, FOUND[found], name, update)
 
@@ -135,7 +135,7 @@ def stored(backend: RedisBackend, message_id: str) -> Record:
 
 
 def sets_of(backend: RedisBackend, message_id: str) -> list[str]:
-    """The names of the sets of the index that have a message."""
+    """Return the names of the sets of the index that have a message."""
     prefix, client = backend.keys.indexes[0], backend.client
     names = [name.decode() for name in client.smembers(prefix)]
     return [name for name in names if client.zscore(prefix + name, message_id) is not None]

@@ -38,7 +38,7 @@ GREETINGS = ("CLIENT", "HELLO", "SELECT")
 
 
 class RecordingProxy(Proxy):
-    """Keeps the requests that it forwards."""
+    """A proxy that keeps the requests that it forwards."""
 
     def __init__(self, port: int) -> None:
         self._parser = hiredis.Reader(encoding="utf-8")
@@ -71,7 +71,7 @@ def proxy(redis_server: RedisServer, redis_url: str, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture
 def backend(proxy: RecordingProxy) -> Iterator[RedisBackend]:
-    """A backend that knows the server's clock, on a server that has the scripts."""
+    """Yield a backend that knows the server's clock, on a server that has the scripts."""
     with closing(RedisBackend(host="127.0.0.1", port=proxy.port, namespace="n", timeout=20_000)) as backend:
         backend.client.script_load(UPDATE.text)
         backend.client.script_load(LIST.text)
@@ -122,7 +122,7 @@ def test_one_update_is_one_script_call(proxy: RecordingProxy, backend: RedisBack
 
 
 def test_many_updates_share_script_calls(proxy: RecordingProxy, backend: RedisBackend) -> None:
-    # Given updates of several messages, and more than one call takes
+    # Given updates of several messages, and more updates than one call takes
     # When they are sent
     backend.update_many([("m", write(1, 9)), ("ž", enqueue()), ("m", heartbeat(1))])
     backend.update_many([("m", heartbeat(1))] * 130)

@@ -28,7 +28,7 @@ SIGNALS = (0.1, 60)
 
 @pytest.fixture
 def plain() -> Iterator[socket.socket]:
-    """A socket whose other end is silent."""
+    """Yield a socket whose other end is silent."""
     first, second = socket.socketpair()
     with closed_by_c(first) as plain, second:
         yield plain

@@ -19,7 +19,7 @@ from .redis_hooks import RedisHooks
 
 valkey = pytest.importorskip("valkey")
 
-#: Enough for a busy machine: most tests are not about time-outs.
+#: Time-out in milliseconds that no test reaches by chance, even on a busy machine.
 PATIENT = 20_000
 
 

@@ -27,7 +27,7 @@ class Crew:
       count: Number of workers, each with processes of its own.
       processes: Number of processes of each.
       threads: Number of threads of each process.
-      environment: Added to that of the workers.
+      environment: Variables that are added to the environment of the workers.
       log: The file of their output.
       tell: Callback for events of processes: ``tell("died", pids=[...])``.
     """

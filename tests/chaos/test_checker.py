@@ -110,7 +110,7 @@ def test_a_final_state_that_died_with_its_worker_is_found_unless_the_store_was_a
     assert found([*one_run(JOB), late, begins, ends], stored, []) == ["wrong state"]
 
 
-def test_a_worker_that_has_time_to_end_says_what_it_leaves_unsent() -> None:
+def test_a_worker_that_has_time_to_end_logs_its_unsent_updates() -> None:
     terminated = fact(3.5, "terminated", "", pids=[1])
     outage = [
         fact(2.5, "fault begins", "", number=1),

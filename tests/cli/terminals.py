@@ -32,7 +32,7 @@ class Done(NamedTuple):
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The environment of a command: nothing in it names a store or chooses colours."""
+    """Return the environment of a command, without variables that name a store or choose colours."""
     chosen = (
         "DRAMATIQ_STATUS_URL",
         "NO_COLOR",
@@ -86,7 +86,7 @@ def on_terminal(*arguments: str, columns: int = 80, rows: int = 24, answer: str 
 
 
 def screen_of(done: Done, columns: int = 80, rows: int = 100) -> list[str]:
-    """The lines of a terminal that shows the output."""
+    """Return the lines of a terminal that shows the output."""
     screen = pyte.Screen(columns, rows)
     pyte.Stream(screen).feed(done.output)
     return [line.rstrip() for line in screen.display]
@@ -110,7 +110,7 @@ class Session:
         found = environment(**variables)
         found.pop("CI", None)
         self.process = subprocess.Popen(
-            # The child opens the terminal as the one that controls its session, as a terminal emulator has it.
+            # The child opens the terminal as the one that controls its session, like the child of a terminal emulator.
             [sys.executable, "-c", _IN_SESSION, os.ttyname(slave), *command],
             cwd=ROOT, env=found, start_new_session=True, stdin=slave, stdout=slave, stderr=slave,
         )  # fmt: skip

@@ -175,7 +175,7 @@ def test_wait_ends_with_the_job(every_place: Place, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out.startswith(f"Completed  {IDS['working']}  job_working")
 
 
-def test_redis_says_when_a_job_ends(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redis_publishes_the_end_of_a_job(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given readers that poll once an hour
     monkeypatch.setattr(RedisBackend, "poll_interval", (3_600_000, 3_600_000))
     monkeypatch.setattr(RedisBackend, "recheck_interval", 3_600_000)

@@ -30,7 +30,7 @@ def test_the_demo_on_a_terminal(tmp_path: Path) -> None:
         session.until(lambda: "5 jobs" in session.text)
         found = re.search(r"export DRAMATIQ_STATUS_URL=(sqlite:\S+)\n\s+dramatiq-status watch (\S+)", session.text)
         assert found is not None, session.text
-        # When another process reads one of its jobs, as the demo says
+        # When another process reads one of its jobs, with the URL and the id that the demo prints
         done = on_pipe("get", "--json", found[2], DRAMATIQ_STATUS_URL=found[1])
         assert json.loads(done.output)["label"] == "Orders of May" and done.status == 4
         # Then it finds a retry with a countdown, a failure, and bars of different loops

@@ -96,7 +96,7 @@ MOVING = Facts("Completed", "Thumbnails", "demo-5", 13, "its messages still run"
     ],
 )
 def test_a_narrow_row_keeps_what_matters(facts: Facts, columns: int, ends: str) -> None:
-    # Beside a job with a long name
+    # Given a job between jobs with a long name
     jobs = [Job(Facts("Queued", "make_thumbnails_of_all_photos", "729fae92"))] * 2
     _, row, _ = table([jobs[0], Job(facts), jobs[1]], Terminal(True, columns, "none", True))
     text = "".join(text for text, _ in row)

@@ -64,7 +64,7 @@ def store(tmp_path: Path) -> Iterator[SQLiteBackend]:
 
 @pytest.fixture
 def watch(store: SQLiteBackend) -> Iterator[Watch]:
-    """Starts ``watch`` on a terminal."""
+    """Yield a function that starts ``watch`` on a terminal."""
     sessions: list[Session] = []
 
     def begin(*arguments: str, columns: int = 80, rows: int = 24, url: str = "", **variables: str) -> Session:

@@ -33,7 +33,7 @@ def start():
 
 
 def commands_for(app: str) -> list[str]:
-    """The commands of the page that serve an application."""
+    """Return the commands of the page that serve an application."""
     blocks = blocks_of((ROOT / "docs" / "how-to" / "deploy.rst").read_text(encoding="utf-8"))
     text = "\n".join(block.text for block in blocks if block.argument == "sh")
     return [line.partition("#")[0].strip() for line in text.splitlines() if re.search(rf"\b{app}\b", line)]
@@ -67,7 +67,7 @@ def check_servers(path: str) -> None:
     asgi, wsgi = commands_for("app:app"), commands_for("flask_app:app")
     assert (len(asgi), len(wsgi)) == (4, 2)
     if sys.version_info >= (3, 12):
-        # Its last process would wait for its visitor forever.
+        # The last process of hypercorn would wait for its visitor forever.
         asgi = [command for command in asgi if not command.startswith("hypercorn")]
     Path("flask_app.py").write_text(FLASK_APP)
     with ExitStack() as stack:

@@ -203,7 +203,7 @@ class Page:
         return printed.getvalue()
 
     def _evaluate(self, source: str, mode: str) -> None:
-        """Run Python, at the top of which ``await`` may be."""
+        """Run Python that may use ``await`` outside of functions."""
         code = compile(source, str(self.path), mode, flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         result = eval(code, self.namespace)
         if inspect.isawaitable(result):
@@ -282,7 +282,7 @@ class Page:
 
 
 def docstrings_of(block: Block) -> Iterator[Block]:
-    """The docstrings with a dialogue, of what a page documents: of the name itself, and of its members."""
+    """Yield the docstrings with a dialogue of a documented name and of its members."""
     module, _, name = block.argument.partition("(")[0].rpartition(".")
     documented = getattr(import_module(module), name)
     members: list[Any] = []
@@ -296,14 +296,14 @@ def docstrings_of(block: Block) -> Iterator[Block]:
 
 
 def file_of(block: Block) -> str | None:
-    """The name of the file that a block shows, by its caption or by its first line; None if it shows none."""
+    """Return the name of the file that a block shows, by its caption or by its first line; None if it shows none."""
     first = re.match(r"(?:#|//|<!--|;) ([\w./-]+\.\w+)(?: -->)?\n", block.text)
     caption = block.options.get("caption", first[1] if first else "")
     return caption if FILE.match(caption) else None
 
 
 def commands_of(text: str) -> Iterator[tuple[int, str, str]]:
-    """The commands of a session: index of the first line, the command, and the output that follows it."""
+    """Yield the commands of a session: index of the first line, the command, and the output that follows it."""
     lines = text.splitlines()
     at = 0
     while at < len(lines):
@@ -329,7 +329,7 @@ def snippet(page: str, name: str) -> str:
 
 
 def pages() -> list[Path]:
-    """The pages that have something to run."""
+    """Return the pages that have something to run."""
     docs = ROOT / "docs"
     found = [ROOT / "README.rst", *sorted(path for path in docs.rglob("*.rst") if path != docs / "README.rst")]
     return [path for path in found if list(blocks_of(path.read_text(encoding="utf-8")))]

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 ShellT = TypeVar("ShellT", bound="Shell")
 
-#: Maximum number of seconds that a command takes, and a process in the background until it is ready.
+#: Maximum number of seconds until a command ends, or until a process in the background is ready.
 PATIENCE = 240.0
 
 

@@ -80,7 +80,7 @@ def shoot_dashboard() -> None:
 
 @contextmanager
 def a_busy_day(backend: StatusBackend) -> Iterator[tuple[list[str], str]]:
-    """Jobs in all states; yields what a list of them shows, and the id of a job with children that runs."""
+    """Run jobs to all states. Yield the texts in a list of them, and the id of a running job with children."""
     broker = make_stub_broker(Retries(max_retries=3, min_backoff=90_000), StatusMiddleware(backend=backend))
     go_on = threading.Event()
     parent: list[str] = []

@@ -18,7 +18,7 @@ ALL_PAGES = [ROOT / "README.rst", *sorted((ROOT / "docs").rglob("*.rst"))]
 
 @pytest.fixture
 def page(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Page:
-    """The page of the test's parameter, in a directory of its own."""
+    """Return the page of the test's parameter, in a directory of its own."""
     servers = {"127.0.0.1:6379": "redis_server", "127.0.0.1:11211": "memcached_server"}
 
     def address(shown: str) -> str:

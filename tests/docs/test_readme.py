@@ -15,7 +15,7 @@ README = ROOT / "README.rst"
 METADATA = RawConfigParser()
 METADATA.read(ROOT / "setup.cfg", encoding="utf-8")
 
-#: Where the site is published.
+#: URL of the published site.
 SITE = METADATA["metadata"]["url"]
 
 

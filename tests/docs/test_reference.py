@@ -117,7 +117,7 @@ def test_the_reference_has_all_routes() -> None:
 def test_the_reference_has_the_cause_and_the_cure_of_all_errors() -> None:
     # Given the rows of the table: an error, its cause, its cure
     rows = re.findall(r"^   \* - :class:`~([\w.]+)`\n     - \S.*\n     - \S.*$", page("errors"), flags=re.MULTILINE)
-    # Then each error of the package has one row, except the class of all
+    # Then each error of the package has one row, except the base of all errors
     errors = {one for one in vars(import_module("dramatiq_status.errors")).values() if isinstance(one, type)}
     assert len(rows) == len(set(rows))
     assert {found(name) for name in rows} == {one for one in errors if issubclass(one, StatusError)} - {StatusError}

@@ -113,8 +113,8 @@ class Crew:
 
     Parameters:
       broker_url(str)
-      redis_url(str): Has the signals.
-      store_url(str): Has the statuses; by default the same Redis.
+      redis_url(str): URL of the Redis with the signals.
+      store_url(str): URL of the store; by default the Redis with the signals.
     """
 
     def __init__(self, broker_url: str, redis_url: str, store_url: str = "") -> None:

@@ -95,7 +95,7 @@ class InProcessRecorder(Recorder):
         return lambda: outcome
 
     def _record_one(self, message_id: str, update: Update) -> Outcome:
-        """One update, by the backend that is recorded."""
+        """Carry out one update by the recorded backend."""
         raise NotImplementedError
 
     def _note(self, message_id: str, update: Update, outcome: Outcome) -> None:

@@ -133,7 +133,7 @@ class Unruly(Middleware):
         self._act("before_ack", broker, message)
 
 
-#: One for all: its thread never ends.
+#: Time limit of all stages: its thread never ends.
 _time_limit = TimeLimit(interval=20)
 
 

@@ -28,10 +28,10 @@ from .test_scenarios import end_of
 
 
 class EndingAbortable(Abortable):
-    """Dramatiq-abort, whose own threads end when a test does.
+    """The middleware of dramatiq-abort, whose threads end with their test.
 
-    They never end otherwise, and where a message was left they look without a pause: a few dozen of them leave no
-    processor to the tests that follow.
+    Otherwise, the threads would never end. After a test that has left a message, a thread looks for requests without a
+    pause. A few dozen of these threads would take all processor time of later tests.
     """
 
     threads: ClassVar[list[threading.Thread]] = []
@@ -39,7 +39,7 @@ class EndingAbortable(Abortable):
 
     def _watcher(self) -> None:
         self.threads.append(threading.current_thread())
-        # Pytest would warn of a thread that this ends, in whichever test runs then.
+        # Pytest would warn of a thread that SystemExit ends, in the test that runs at that time.
         with suppress(SystemExit):
             super()._watcher()
 
@@ -51,7 +51,7 @@ class EndingAbortable(Abortable):
 
 @pytest.fixture(scope="module", autouse=True)
 def no_thread_is_left() -> Iterator[None]:
-    """All threads end before the tests of another module begin; on Redis that takes up to a second."""
+    """Wait for the end of all threads before the tests of another module begin; on Redis that takes up to a second."""
     yield
     for thread in EndingAbortable.threads:
         thread.join(PATIENCE)
@@ -62,7 +62,7 @@ class AbortStage(Stage):
     """A stage whose messages can be aborted."""
 
     abortable: EndingAbortable
-    #: Plays its message too, and throws what an abort raises.
+    #: Actor that plays its message, too, and has Abort in `throws`.
     thrower: dramatiq.Actor[..., object]
 
     def wait_until_it_runs(self, message_id: str) -> None:
@@ -74,15 +74,15 @@ class AbortStage(Stage):
 
 
 def cancelled(states: str = "qwf", attempts: int = 1) -> End:
-    """The end of a message that shows as cancelled: no exception is left."""
+    """Return the end of a cancelled message, which has no exception."""
     return failed(states, attempts, None)
 
 
 StageMaker = Callable[..., AbstractContextManager[AbortStage]]
 
 
-#: Where aborts and statuses are kept, and the position of our middleware.  On Redis dramatiq-abort takes a second or
-#: more for each abort, and the position makes no other difference there.
+#: Names of the store of aborts and statuses, each with the position of our middleware.  On Redis, dramatiq-abort takes
+#: a second or more for each abort, and the position makes no other difference.
 STAGES = [("stub", "first"), ("stub", "last"), ("redis", "last")]
 
 
@@ -99,7 +99,7 @@ def position(setting: tuple[str, str]) -> str:
 
 @pytest.fixture
 def make(request: pytest.FixtureRequest, setting: tuple[str, str]) -> StageMaker:
-    """Makes a stage, whose worker is not started yet."""
+    """Return a function that makes a stage, whose worker is not started yet."""
     store, position = setting
 
     @contextmanager
@@ -112,7 +112,7 @@ def make(request: pytest.FixtureRequest, setting: tuple[str, str]) -> StageMaker
             url, events = server.database(1), aborts.RedisBackend.from_url(server.database(2))
         abortable = EndingAbortable(backend=events)
         if store == "stub":
-            # Interval at which it looks for new messages to watch; on Redis it takes a second or more.
+            # Milliseconds between two looks of dramatiq-abort for messages; on Redis, a look takes a second or more.
             abortable.wait_timeout = 20
         middleware = [abortable, *make_middleware(retries=retries)]
         stage = AbortStage(url, backend, position=position, name=f"q-{uuid4()}", retries=retries, middleware=middleware)

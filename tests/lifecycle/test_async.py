@@ -33,7 +33,7 @@ def position(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=["stub", "redis"])
 def stage(request: pytest.FixtureRequest, position: str) -> Iterator[Stage]:
-    """A stage for coroutines; its worker is not started yet, because actors are declared before."""
+    """Yield a stage for coroutines. Its worker is not started yet, because a test declares its actors first."""
     backend: Recorder = RecordingStubBackend(timeout=20_000)
     url = "stub://"
     if request.param == "redis":
@@ -195,7 +195,7 @@ def test_late_writes_of_a_task_are_refused(stage: Stage) -> None:
 
 @pytest.fixture
 def no_log() -> Iterator[None]:
-    """Nothing is logged: pytest keeps every record, with its exception."""
+    """Log nothing, because pytest keeps every record, with its exception."""
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)

@@ -29,7 +29,7 @@ from .crew import Crew, send_signal, stop
 
 @pytest.fixture(params=["redis", "rabbitmq"])
 def crew(request: pytest.FixtureRequest, redis_server: RedisServer, redis_url: str, tmp_path: Path) -> Crew:
-    """A crew with the broker that the parameter names, and the store after the comma."""
+    """Return a crew with the broker that the parameter names, and the store after the comma."""
     broker, _, store = request.param.partition(", ")
     url = redis_server.database(1)
     if broker == "rabbitmq":
@@ -106,7 +106,7 @@ def test_two_workers_with_one_message_both_stop(crew: Crew) -> None:
 
 @pytest.fixture(params=["stub", "redis", "rabbitmq"])
 def make_broker(request: pytest.FixtureRequest) -> Callable[[list[Middleware]], dramatiq.Broker]:
-    """Makes a broker of each kind with the given middleware."""
+    """Return a function that makes a broker of a kind with the given middleware."""
     if request.param == "stub":
         return StubBroker
     url = request.getfixturevalue(f"{request.param}_url")

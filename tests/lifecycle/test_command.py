@@ -45,7 +45,7 @@ CHOSEN = [scenario for scenario in SCENARIOS if scenario.name in NAMES]
 def command(
     stage: Stage, url: str, store: str, position: str, *arguments: str, gevent: bool = False
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker of two processes."""
+    """Run a worker of two processes."""
     environment = {
         **os.environ,
         "STAGE_BROKER": url,

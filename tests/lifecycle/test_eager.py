@@ -44,7 +44,7 @@ class Eager:
         self.bound.append(current_status().message_id)
 
     def end(self, message_id: str) -> tuple[str, int, str | None, bool]:
-        """The states that a reader saw, how many runs there were, the exception, and whether it was skipped."""
+        """Return the states that a reader saw, the number of runs, the exception, and whether there was a skip."""
         last = self.read(message_id)
         return (
             self.backend.sequence(message_id),

@@ -71,7 +71,7 @@ def test_the_parent_reads_a_pending_reply_after_a_fork(store: StatusBackend) -> 
     messages = [work.message() for _ in range(20)]
     for message in messages:
         if not child:
-            # One after the other, because both would have to be the first to read the pending reply.
+            # The processes take turns, because both would have to be the first to read the pending reply.
             os.read(go_on, 1)
         up.enqueue(message)
         if child:

@@ -357,7 +357,7 @@ def test_an_interrupt_while_a_fork_waits_for_a_file_is_not_lost(tmp_path: Path) 
 
 
 def stack_of(thread: int) -> list[str]:
-    """The names of the functions that a thread is in."""
+    """Return the names of the functions on the stack of a thread."""
     return [frame.name for frame in traceback.extract_stack(sys._current_frames()[thread])]
 
 

@@ -77,16 +77,17 @@ class Aim:
 
 
 def is_with(frame: FrameType) -> bool:
-    """Whether a line enters or leaves a ``with`` block. A tracer is called between the last statement of the block and
-    the context manager's exit; an interrupt cannot come there, since the interpreter looks for it behind calls and
-    jumps only, and behind the entry not before the exit is sure to be called.
+    """Whether a line enters or leaves a ``with`` block. A tracer is called there, and an interrupt cannot strike there.
+
+    The interpreter raises an interrupt only behind calls and jumps, and so not between the last statement of the block
+    and the call of ``__exit__``. Behind the call of ``__enter__``, it raises none until ``__exit__`` is sure to follow.
     """
     return linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("with ")
 
 
 def is_in_store(frame: FrameType | None) -> bool:
-    """Whether a frame belongs to a call of the store. Here that is a stub, whose locks stay locked where only a tracer
-    can strike; interrupts in real ones have tests of their own.
+    """Whether a frame belongs to a call of the store. The store here is a stub. Only a tracer can strike where the lock
+    of the stub would stay locked. Other tests interrupt calls of real stores.
     """
     while frame is not None and frame.f_code.co_name != "update_many":
         frame = frame.f_back
@@ -94,7 +95,7 @@ def is_in_store(frame: FrameType | None) -> bool:
 
 
 class Struck(StatusMiddleware):
-    """Ours; the next call of a hook on a worker's thread is struck where it is aimed at."""
+    """StatusMiddleware whose hook is struck by `aim` in its next call on a worker's thread."""
 
     aim: Aim | None = None
 
@@ -155,14 +156,14 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
 
 
 def strikes(stage: Stage, hook: str, *script: str, every: int = 1, **options: Any) -> Iterator[tuple[Aim, str]]:
-    """Strike one line of a hook after the other, each in a message of its own; ends behind its last line.
+    """Strike one line of a hook after the other, each with a message of its own, until the last line was struck.
 
     Parameters:
       every: Distance of the lines.
     """
     assert isinstance(stage.middleware, Struck)
     with stage.working(threads=1) as worker:
-        # The first message, so that code that runs once in a process has run.
+        # Some code runs only for the first message of a process.
         stage.audit.wait(stage.send())
         for line in itertools.count(1, every):
             aim = stage.middleware.aim = Aim(hook, line)
@@ -212,7 +213,7 @@ def test_an_interrupt_before_the_actor_is_a_failure(stage: Stage, retries: bool)
 
 @pytest.fixture(autouse=True)
 def without_collectors_callbacks() -> Iterator[None]:
-    """Hypothesis measures the collector of garbage.  Python ignores an interrupt that strikes in such a callback."""
+    """Remove the garbage collector's callbacks, such as Hypothesis's: Python ignores an interrupt in a callback."""
     callbacks = gc.callbacks[:]
     gc.callbacks.clear()
     yield
@@ -221,8 +222,8 @@ def without_collectors_callbacks() -> Iterator[None]:
 
 @pytest.fixture
 def untraced() -> Iterator[None]:
-    """Coverage is not measured in this block.  While an interrupt waits for a thread that sleeps, CPython 3.11 lets no
-    other thread that is traced enter a function, so that whom the sleeper waits for never comes to wake it.
+    """Measure no coverage during a test.  While an interrupt waits for a thread that sleeps, CPython 3.11 lets no other
+    traced thread enter a function, so that no other thread can wake the sleeping one.
     """
     of_this_thread, of_new_threads = sys.gettrace(), threading.gettrace()
     sys.settrace(None)
@@ -427,7 +428,7 @@ def functions_called() -> Iterator[list[str]]:
             called.append(f"{frame.f_code.co_filename}: {frame.f_code.co_name}")
 
     gc.collect()
-    # Hypothesis leaves one behind that times collections.
+    # Hypothesis leaves a callback behind that times collections.
     callbacks, gc.callbacks[:] = gc.callbacks[:], []
     sys.setprofile(note)
     try:

@@ -45,7 +45,7 @@ from .test_scenarios import check_scenario, end_of
     ids=["last", "last-no-retries", "first"],
 )
 def stage(request: pytest.FixtureRequest, redis_server: RedisServer) -> Iterator[Stage]:
-    """One stage and its worker for all scenarios; each looks at its own messages only."""
+    """Yield one stage and its worker for all scenarios; each scenario reads its own messages only."""
     position, retries = request.param
     backend = RecordingRedisBackend(url=redis_server.url, namespace=f"s-{uuid4()}", timeout=20_000)
     stage = Stage(redis_server.url, backend, position=position, name=f"q-{uuid4()}", retries=retries, piggyback=True)
@@ -80,7 +80,7 @@ def state_of(broker: dramatiq.Broker, message: dramatiq.Message[Any]) -> str | N
 
 
 class Done(Middleware):
-    """Counts the messages that were acknowledged or rejected."""
+    """Middleware that counts the messages that were acknowledged or rejected."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -92,7 +92,7 @@ class Done(Middleware):
 
 
 class InterruptOnce(Middleware):
-    """Interrupts the first enqueue of an actor, as a shut-down does."""
+    """Middleware that interrupts the first enqueue of an actor, as a shut-down does."""
 
     is_over = False
 
@@ -276,7 +276,7 @@ EVERY = 1 if EXHAUSTIVE else 5
 
 @pytest.fixture
 def struck(redis_url: str) -> Iterator[Stage]:
-    """A stage whose hooks interrupts strike."""
+    """Yield a stage whose hooks interrupts strike."""
     backend = RecordingRedisBackend(url=redis_url, timeout=20_000)
     # No heartbeat wakes a writer that an interrupt has left asleep
     stage = Stage(redis_url, backend, ours=Struck, piggyback=True, heartbeat_interval=3_600_000)
@@ -425,7 +425,7 @@ def test_the_retry_after_a_broken_connection_takes_the_status_along(redis_server
         assert state_of(admin, message) == "queued"
 
 
-#: Bytes after which a connection is cut: each one of the shorter commands around the two, some within the two.
+#: Numbers of bytes of a transaction after which its connection is cut: all within MULTI, and some of the rest.
 CUTS = range(1, 1200) if EXHAUSTIVE else [*range(1, 18), *range(40, 1200, 45)]
 
 

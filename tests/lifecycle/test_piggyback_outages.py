@@ -39,7 +39,7 @@ TIMEOUT = 500
 
 @pytest.fixture(scope="module")
 def lasting_server() -> Iterator[RedisServer]:
-    """A Redis that keeps its data while it is stopped, and that can save a snapshot."""
+    """Yield a Redis that keeps its data while it is stopped, and that can save a snapshot."""
     with started(RedisServer("--appendonly", "yes", "--appendfsync", "always")) as server:
         yield server
 
@@ -101,7 +101,7 @@ class Site:
         return [None if found is None else found.state.value for found in self.snapshots(messages)]
 
     def unfinished(self) -> int:
-        """The number of messages that the broker is not done with."""
+        """Return the number of messages that the broker still has."""
         name = self.work.queue_name
         return sum(int(self.admin.hlen(f"dramatiq:{queue}.msgs")) for queue in (name, f"{name}.DQ"))  # type: ignore[arg-type]
 
@@ -251,7 +251,7 @@ def test_final_states_are_sent_with_the_commands_of_a_broker_that_is_slower_than
 
 
 def test_an_outage_ends_although_the_writer_has_nothing_to_send(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given a worker one of whose calls has failed, and whose updates then went with a command of the broker
+    # Given a worker after a failed call, whose updates were then sent with a command of the broker
     message = site.work.message(1, wait=True)
     update_many, failures = site.backend.update_many, [BackendError("on purpose")]
 

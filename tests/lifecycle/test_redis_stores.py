@@ -17,7 +17,7 @@ from .test_scenarios import end_of
 
 @pytest.fixture(scope="module", params=["cluster", "sentinels"])
 def stage(request: pytest.FixtureRequest, redis_server: RedisServer) -> Iterator[Stage]:
-    """One stage and its worker for all scenarios; each looks at its own messages only."""
+    """Yield one stage and its worker for all scenarios; each scenario reads its own messages only."""
     namespace = f"s-{uuid4()}"
     if request.param == "cluster":
         cluster: RedisCluster = request.getfixturevalue("redis_cluster")

@@ -139,7 +139,7 @@ def test_the_first_enqueue_of_a_broker_without_actors(start_server: StartServer)
 
 
 class _Announcer(Middleware):
-    """Sends messages before each message of an actor."""
+    """Middleware that sends messages before each message of an actor."""
 
     def __init__(self, number: int) -> None:
         self._number = number

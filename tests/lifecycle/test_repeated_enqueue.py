@@ -27,7 +27,7 @@ from ..servers import RabbitmqServer
 
 
 class RepeatingBroker(StubBroker):
-    """Begins each enqueue three times.  The copy of the first time reaches the queue.
+    """A broker that begins each enqueue three times.  The copy of the first time reaches the queue.
 
     Parameters:
       copies: Whether each try is made with a new copy of the message, as dramatiq-pg does, or with the same one.
@@ -65,7 +65,7 @@ def backend() -> RecordingBackend:
 
 
 def numbers(backend: RecordingBackend, message_id: str) -> list[int]:
-    """The numbers of the enqueues that were stored, in order: of one origin."""
+    """Return the generations of the stored enqueues of a message, which have one origin."""
     enqueue_ids = [update.enqueue_id for update in backend.updates(message_id, Kind.ENQUEUE)]
     assert len({enqueue_id.origin for enqueue_id in enqueue_ids}) == 1
     return [enqueue_id.generation for enqueue_id in enqueue_ids]
@@ -199,11 +199,11 @@ def test_a_message_that_is_sent_twice_has_two_enqueues(backend: RecordingBackend
 
 
 class Cut:
-    """A way to a server that is cut once the server has been sent a marked message, before the answer comes back.
+    """A proxy of a server that cuts the connection after a marked message, before the answer comes back.
 
     Parameters:
-      port: Of the server.
-      heals: Whether there is another way right after that.
+      port: Port of the server.
+      heals: Whether the proxy takes further connections after that.
     """
 
     def __init__(self, port: int, *, heals: bool) -> None:
@@ -252,7 +252,7 @@ class Cut:
 
 @contextmanager
 def rabbitmq(url: str, port: int, backend: RecordingBackend, name: str) -> Iterator[RabbitmqBroker]:
-    """A broker that waits for RabbitMQ's word for each message, and an actor with a queue of its own."""
+    """Yield a broker that waits until RabbitMQ confirms each message, with an actor and a queue of its own."""
     middleware: list[Middleware] = [StatusMiddleware(backend=backend)]
     server_port = url.rpartition(":")[2].partition("/")[0]
     broker = RabbitmqBroker(url=url.replace(server_port, str(port)), middleware=middleware, confirm_delivery=True)

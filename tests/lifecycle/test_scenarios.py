@@ -35,7 +35,7 @@ def retries(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="module")
 def stage(request: pytest.FixtureRequest, broker: str, position: str, retries: bool) -> Iterator[Stage]:
-    """One stage and its worker for all scenarios; each looks at its own messages only."""
+    """Yield one stage and its worker for all scenarios; each scenario reads its own messages only."""
     backend: Recorder = RecordingStubBackend(timeout=20_000)
     url = "stub://"
     if broker == "stub, memcached":
@@ -97,8 +97,8 @@ def check_scenario(stage: Stage, scenario: Scenario, *, refused: End | None = No
     # Then the store has had the states of the scenario, and the message has its end
     ends = {role: expected if role == "it" else scenario.others for role in sent}
     assert {role: end_of(stage, message_id) for role, message_id in sent.items()} == ends
-    # And the last of them was in the store when the message was acknowledged or rejected (a delivery that puts it back
-    # may be acknowledged after that which it leads to)
+    # And the last of them was in the store when the message was acknowledged or rejected (a delivery that requeues
+    # it may be acknowledged after the next delivery)
     last = {message_id: ends[role].states[-1] for role, message_id in sent.items() if len(ends[role].states) > 1}
     assert [message_id for message_id, state in last.items() if state not in stage.at_ack[message_id]] == []
 

@@ -39,7 +39,9 @@ def position(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def make(redis_server: RedisServer, position: str) -> Iterator[StageMaker]:
-    """Makes a stage, whose worker is not started yet. On Redis: Dramatiq's stub loses what a worker gives back."""
+    """Yield a function that makes a stage on Redis, whose worker is not started yet. Dramatiq's stub would lose the
+    messages that a worker gives back.
+    """
     with ExitStack() as stack:
 
         def make_it(*, retries: bool = True) -> Stage:
@@ -124,7 +126,7 @@ def test_a_message_that_is_not_interrupted_ends_before_the_worker(make: StageMak
 
 
 class Long:
-    """A job that runs until the test ends it, and writes when the test tells it to."""
+    """A job that writes at one signal of the test, and ends at another one."""
 
     def __init__(self) -> None:
         self.backend = RecordingBackend()
@@ -204,7 +206,7 @@ def test_writes_while_the_thread_of_the_writer_ends_are_stored() -> None:
     assert buffer.flush(PATIENCE)
 
     class Crossing:
-        """Stands in for the lock that guards the end of the thread."""
+        """A stand-in for the lock that guards the end of the thread."""
 
         def __enter__(self) -> None:
             if backend.field("m", PROGRESS) == "1":

@@ -1,5 +1,5 @@
-"""A run whose message was delivered again while it was frozen, and that continues beside the new run. Real processes,
-both of them.
+"""A run whose message was delivered again while it was frozen, and that continues beside the new run. Both run in
+real processes.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def crew(request: pytest.FixtureRequest, redis_server: RedisServer, redis_url: s
 
 
 def state_of(crew: Crew) -> dict[str, Any]:
-    """All that is stored, and how often it was changed; without the heartbeat, which the living run goes on to send,
-    and what depends on the time of reading.
+    """Return the stored status and its version, without the heartbeat, which the new run goes on to send, and without
+    values that depend on the time of the read.
     """
     snapshot = crew.read()
     return {**snapshot.to_dict(exclude=("heartbeat_at", "duration", "time_remaining")), "version": snapshot.version}

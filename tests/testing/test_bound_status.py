@@ -17,7 +17,7 @@ from dramatiq_status.testing import bound_status
 
 @pytest.fixture(autouse=True)
 def backend() -> Iterator[StubBackend]:
-    """The backend of the default broker, which is not called."""
+    """Yield the backend of the default broker, which is not called."""
     backend, broker = StubBackend(), StubBroker()
     broker.add_middleware(StatusMiddleware(backend=backend))
     dramatiq.set_broker(broker)

@@ -122,7 +122,7 @@ def test_loading_the_plug_in_imports_no_other_module() -> None:
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[StubBroker]:
-    """The default broker, with a store in a file and settings."""
+    """Yield the default broker, with a store in a file and settings."""
     broker = make_stub_broker()
     with closing(SQLiteBackend(tmp_path / "status.db", timeout=20_000)) as backend:
         broker.add_middleware(StatusMiddleware(backend=backend, includes={"result", "traceback"}, status_ttl=5_000))

@@ -28,13 +28,13 @@ from ..recording import UNMEASURED, make_broker, working
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
-#: Enough for a busy machine: most tests are not about time-outs.
+#: Time-out in milliseconds that no test reaches by chance, even on a busy machine.
 PATIENT = 20_000
 
 #: Number of processes that write to one directory, and number of writes of each.
 PROCESSES, WRITES = 4, 250
 
-#: Counts in another process, two messages in a call.
+#: Script of another process that increments two messages in each call.
 COUNT = f"""
 import sys
 from dramatiq_status.update import Kind, Outcome, Update
@@ -60,7 +60,8 @@ def file_of(backend: StatusBackend, message_id: str) -> Path:
 class TestDirectoryBackend(BackendConformance):
     @pytest.fixture(autouse=True)
     def fewer_writes(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        # A lock of a file that another writer has takes a pause.  So many writes find a backend without a lock as well.
+        # A writer pauses while another one has the lock of the file. This number of writes also finds a backend without
+        # a lock.
         monkeypatch.setattr(concurrency, "WRITES", 250)
 
     @pytest.fixture

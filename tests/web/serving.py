@@ -19,7 +19,7 @@ from ..recording import PATIENCE, eventually
 
 @dataclass
 class Answer:
-    """What a server has answered."""
+    """The answer of a server."""
 
     status: int
     headers: http.client.HTTPMessage

@@ -88,7 +88,7 @@ def test_a_plain_page_shows_what_runs_and_what_failed(browser: Browser, site: Si
         assert page.locator("#rows tr").count() == 1
 
 
-def test_cancelled_jobs_are_told_from_failed_ones(site: Site, backend: RedisBackend) -> None:
+def test_cancelled_jobs_are_shown_apart_from_failed_ones(site: Site, backend: RedisBackend) -> None:
     # Given a job that has failed, and two that were cancelled later: stores list all three as failed
     failed = fail(backend)
     for reason in ("user left", "<b>twice</b>"):
@@ -471,7 +471,7 @@ def test_axe_finds_nothing(browser: Browser, site: Site, backend: RedisBackend, 
 
 
 def test_a_page_of_a_hundred_thousand_jobs_is_one_of_the_index(tmp_path: Path) -> None:
-    """The time is in benchmarks/web.py; here SQLite shows the same pages."""
+    """Check the pages on SQLite. benchmarks/web.py measures the time of 100,000 jobs."""
     with closing(SQLiteBackend(tmp_path / "status.db", timeout=20_000)) as backend, serving(mounted(backend)) as site:
         ids = [Job(backend).enqueue().message_id for _ in range(60)]
         text = site.get("/a/b/").body.decode()

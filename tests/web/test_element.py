@@ -34,7 +34,7 @@ from .browser import Tab
 from .pages import Pages
 from .serving import Site, serving
 
-#: Notes the events of all elements of a page, also of those that are there from the beginning.
+#: Script that notes the events of all elements of a page, also of those that are there from the beginning.
 NOTES = """
 window.notes = [];
 for (const name of ["status", "completed", "failed", "connection"])
@@ -234,7 +234,7 @@ def test_a_server_that_restarts(tab: Tab, backend: RedisBackend) -> None:
         tab.until_state("completed")
 
 
-def test_an_answer_that_says_when_to_ask_again(tab: Tab, backend: RedisBackend) -> None:
+def test_an_answer_with_a_time_for_the_next_request(tab: Tab, backend: RedisBackend) -> None:
     job = start(backend, 420)
     with shown(backend, job) as (site, pages):
         pages.broken = {"/events": (503, {"Retry-After": "3600"})}

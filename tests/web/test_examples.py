@@ -31,7 +31,7 @@ COMMANDS = {
 
 @contextmanager
 def running(commands: Sequence[str], redis_url: str) -> Iterator[str]:
-    """Run a server and a worker, and wait until the server listens; its URL."""
+    """Run a server and a worker, wait until the server listens, and yield its URL."""
     port = free_port()
     environment = {
         **os.environ,
@@ -64,7 +64,7 @@ def test_an_example_shows_the_bar_of_a_job_to_its_end(example: str, tab: Tab, re
         )
         tab.open(url).until_state("completed")
         assert tab.text().startswith("Orders of MayCompleted100 of 100took ")
-        # The bar was there on the way, too. Flask's page polls: on a busy machine the second of the job is over before.
+        # The bar was there on the way, too. On a busy machine, Flask's page may poll only after the end of the job.
         seen = tab.run("seen")
         assert any(percent is not None and 0 < percent < 100 for percent in seen) or (example == "flask" and seen)
 

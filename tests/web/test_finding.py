@@ -95,7 +95,7 @@ def test_a_wrong_filter_is_answered_with_a_page(site: Site, query: str, told: st
     assert "error" in site.get(f"/a/b/list.json?{query}").json()
 
 
-def test_the_page_of_a_job_says_what_holds_for_it(backend: RedisBackend) -> None:
+def test_the_page_of_a_job_shows_what_holds_for_it(backend: RedisBackend) -> None:
     waiting, ended = Job(backend).enqueue().write(user_id=42), start(backend, 1).finish()
     retrying = start(backend, 420)
     retrying._write({ATTEMPTS: "1", SCHEDULED_AT: "32503680000000"}, state=QUEUED)

@@ -85,7 +85,7 @@ def test_times_are_those_of_the_visitor(browser: Browser, site: Site, backend: R
         assert page.inner_text(f"{row_of(scheduled)} .c-left").startswith("starts in")
 
 
-def test_a_row_that_is_cancelled_says_so(tab: Tab, site: Site, backend: RedisBackend) -> None:
+def test_a_row_shows_that_its_job_is_cancelled(tab: Tab, site: Site, backend: RedisBackend) -> None:
     running, waiting = start(backend, 420, step="reading"), Job(backend).enqueue()
     tab.open(f"{site.url}/a/b/")
     tab.until("() => [...document.querySelectorAll('dramatiq-status')].every((one) => one.snapshot)")

@@ -157,18 +157,18 @@ def test_a_message_whose_server_does_not_answer_is_not_unknown(start_server: Sta
             first = [json.loads(events.next()["data"]) for _ in range(1 + len(jobs) - len(lost))]
             assert [one["id"] for one in first if "status" not in one] == ["unknown"]
             assert not lost & {one["id"] for one in first}
-            # And goes on with the other messages once their server answers again
+            # And it goes on with the other messages once their server answers again
             servers[1].resume()
             later = [events.data() for _ in lost]
             assert {one["id"] for one in later if one["status"]["status"] == "working"} == lost
-        # When no server of the messages answers, then neither does the page
+        # When no server of the messages answers, then the request has the status code 503
         servers[1].pause()
         answer = site.ask("POST", "/events", {"messages": [{"id": one} for one in lost]})
         assert answer.status == 503
         servers[1].resume()
 
 
-def test_a_stream_of_a_deleted_message_says_so(
+def test_a_stream_ends_after_its_message_was_deleted(
     site: Site, backend: RedisBackend, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dramatiq_status.web.events.MISSING_TIMEOUT", 50)
@@ -296,7 +296,7 @@ def _read_until(visitor: socket.socket, end: bytes) -> None:
         received += part
 
 
-def test_streams_end_when_the_application_says_so(backend: RedisBackend, job: Job) -> None:
+def test_streams_end_when_the_application_ends_them(backend: RedisBackend, job: Job) -> None:
     app = status_app(authorize=allow_all, backend=backend)
     loops: list[asyncio.AbstractEventLoop] = []
 

@@ -17,7 +17,7 @@ ENQUEUE_ID = EnqueueId(7, 1)
 
 
 class Silent(StubBackend):
-    """A store whose calls fail, or one server of which, as one of many, does not answer."""
+    """A store that does not answer. With `others`, only the one server of the messages does not answer."""
 
     def __init__(self, *, others: bool) -> None:
         super().__init__()

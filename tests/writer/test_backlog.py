@@ -30,7 +30,7 @@ def test_an_outage_keeps_a_limited_number_of_messages(caplog: pytest.LogCaptureF
     backend = RecordingBackend()
     broker = make_broker(backend, max_pending=5)
 
-    # In the order in which they run: Dramatiq 1 shuffles fetched messages
+    # Ids in the order in which the jobs run: Dramatiq 1 shuffles fetched messages
     ids: list[str] = []
 
     @dramatiq.actor(broker=broker)
@@ -75,7 +75,7 @@ def test_an_outage_keeps_a_limited_number_of_bytes(
     server, backend = store(start_server)
     middleware = StatusMiddleware(backend=backend, max_pending_bytes=1_000_000)
     broker = make_stub_broker(middleware)
-    # In the order in which they run: Dramatiq 1 shuffles fetched messages
+    # Ids in the order in which the jobs run: Dramatiq 1 shuffles fetched messages
     ids: list[str] = []
     most = 0
 

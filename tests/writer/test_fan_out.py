@@ -188,7 +188,7 @@ def test_increments_on_a_parent_that_was_not_stored_are_kept(start_server: Any, 
 
 
 def test_a_parent_that_another_process_stores_after_an_outage_is_counted_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given a store that was down, a process that has incremented a message, and another that keeps its own updates
+    # Given a store that was down, a process that has incremented a message, and another one with unsent updates of it
     monkeypatch.setattr("dramatiq_status.writer.sender.LONGEST_PAUSE", 0.01)
     backend = RecordingBackend()
     broken = Broken(backend)
@@ -234,7 +234,7 @@ def test_increments_on_an_unknown_parent_are_dropped_after_a_while(monkeypatch: 
     # Then the writer tries that for some time
     eventually(lambda: not buffer.count_unsent())
     assert len(backend.calls) > 1
-    # And not at the end of the process
+    # And the end of the process does not wait for it
     writer.outside("other").increment(1)
     assert writer.drain(PATIENCE)
 
@@ -262,7 +262,7 @@ def test_flush_is_false_for_writes_to_an_unknown_message_in_an_outage(monkeypatc
 
 
 class Away(StubBackend):
-    """A store with many servers, of which that of one message does not answer."""
+    """A store with many servers. The server of one message does not answer."""
 
     away = True
 
@@ -324,7 +324,7 @@ def test_a_running_parent_that_the_store_has_lost_is_counted_on() -> None:
 
 
 class Acks(Middleware):
-    """Calls a function before messages are acknowledged, after our middleware."""
+    """Middleware behind ours that calls a function before messages are acknowledged."""
 
     def __init__(self, look: Callable[[], Any]) -> None:
         self.seen: list[Any] = []
@@ -358,7 +358,7 @@ async def in_a_coroutine(backend: StatusBackend) -> None:
 
 @pytest.fixture
 def late_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Makes writers' threads wait for this event, or for a thread that waits for them."""
+    """Yield an event for which writers' threads wait. A thread that waits for them sets it, too."""
     event = threading.Event()
     rest, confirm_others = Writer._wait_for_work, Writer.confirm_others
 
@@ -431,12 +431,12 @@ def test_the_ack_waits_for_the_enqueues_of_a_coroutine() -> None:
     gate = Gate(backend, holds=lambda updates: any(message_id in sent for message_id, _ in updates))
     worker = start_worker(broker, threads=1, queues={"default"})
     sender.send()
-    # When the store takes it
+    # When the store takes this message
     assert gate.reached.wait(PATIENCE)
     gate.open()
     broker.join("default", timeout=20_000)
     worker.stop()
-    # Then it was acknowledged after the store had the other message's update
+    # Then the coroutine's message was acknowledged after the store had the other message's update
     assert acks.seen == [["0"]]
 
 
@@ -464,7 +464,7 @@ def test_the_ack_does_not_wait_for_writes_of_other_jobs() -> None:
 
 
 class Lame(StubBackend):
-    """A store with many servers, of which that of one message does not answer."""
+    """A store with many servers. The server of one message does not answer."""
 
     def __init__(self, lame: str) -> None:
         super().__init__(timeout=20_000)

@@ -75,7 +75,7 @@ def test_heartbeats_are_sent_directly_after_an_outage() -> None:
 
 @contextmanager
 def a_quiet_job() -> Iterator[tuple[RecordingBackend, StatusMiddleware, str]]:
-    """A job that runs until the block ends, writes nothing, and has one heartbeat an hour."""
+    """Run a job until the end of the block. The job writes nothing, and has one heartbeat an hour."""
     backend = RecordingBackend()
     broker = make_broker(backend, heartbeat_interval=3_600_000)
     (middleware,) = (m for m in broker.middleware if isinstance(m, StatusMiddleware))

@@ -80,7 +80,7 @@ class Strike:
 
 
 def test_an_interrupt_in_merging_loses_no_final_state(make_writer: MakeWriter) -> None:
-    # Given jobs that read their own progress, each interrupted at another line of that
+    # Given jobs that read their own progress, each interrupted at another line of the merging
     for line in itertools.count(1):
         backend = StubBackend(timeout=1_000)
         backend.update("m", Update(Kind.ENQUEUE, ENQUEUE_ID))

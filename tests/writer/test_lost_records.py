@@ -83,11 +83,11 @@ def test_a_record_that_is_lost_before_a_retry_is_restored() -> None:
 
 
 class RetryRefused(MiddlewareError):
-    """Raised by a broker that refuses retries."""
+    """The error of a broker that refuses retries."""
 
 
 class RefuseRetries(Middleware):
-    """Refuses retries."""
+    """Middleware that refuses retries."""
 
     def before_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
         if message.options.get("retries"):

@@ -153,7 +153,7 @@ def test_writes_after_the_end_of_a_count_come_after_it(
     write(buffer)
     counts = buffer.counts()
     gate.open()
-    # Then the store has all of this in its order, and the run the same
+    # Then the store and the run have all writes in their order
     assert buffer.flush(PATIENCE)
     record = backend.read("m") or {}
     assert (record[PROGRESS], record[TOTAL]) == (progress, total)

@@ -34,7 +34,7 @@ from .support import TIMEOUT, a_memcached, a_redis
 
 @contextmanager
 def blackhole(port: int) -> Iterator[None]:
-    """A port where connections are neither refused nor made, as behind a firewall that drops packets."""
+    """Let a port neither refuse nor make connections, as behind a firewall that drops packets."""
     with ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -60,7 +60,7 @@ def test_a_message_that_fails_alone_delays_no_other(
     for other in others:
         other.increment(2)
     assert eventually(lambda: all((backend.read(name) or {}).get(PROGRESS) == "2" for name in names))
-    # And the store counts as up, although it still fails for the one, which is tried again and logged once
+    # And the store counts as up, although it still fails for the first message, which is tried again and logged once
     assert eventually(lambda: "does not take updates of message 'm'" in caplog.text)
     outages, calls = writer.breaker.health(0, 0).outages, backend.calls
     assert eventually(lambda: backend.calls > calls + 2)

@@ -279,7 +279,7 @@ def test_throttled_writes_wait(backend, broker, write):
         # When it makes many throttled writes
         for _ in range(1000):
             write(status, progress)
-        # (A heartbeat, or an update of another message, would not contain more of them either.)
+        # (An update of another message, or a heartbeat, sends none of them either.)
         other = StatusRegistry.get(waiting, backend=backend)
         other["seen"] = True
         assert other.flush() and backend.field(waiting.message_id, ":seen") == "true"

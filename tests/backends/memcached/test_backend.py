@@ -36,7 +36,7 @@ class MemcachedConformance(BackendConformance):
     """The conformance suite on memcached, with and without meta commands."""
 
     meta = True
-    #: It counts in seconds, and one is added for its clock's own rounding.
+    #: Milliseconds: memcached counts in seconds, and one is added for the rounding of its clock.
     ttl_resolution = 2000
 
     @pytest.fixture
@@ -69,12 +69,12 @@ class MemcachedConformance(BackendConformance):
         self.server = memcached_server
 
     def server_of(self, backend: MemcachedBackend, message_id: str) -> MemcachedServer:
-        """The server that has a message's item."""
+        """Return the server that has a message's item."""
         return self.server
 
     def ttl_of(self, backend: MemcachedBackend, message_id: str) -> int | None:
         server = self.server_of(backend, message_id)
-        # On a busy machine, its clock is seconds late.
+        # On a busy machine, the server's clock is seconds late.
         time = re.search(rb"STAT time (\d+)", server.ask(b"stats\r\n"))
         assert time is not None
         late = now_ms() - int(time[1]) * 1000
@@ -191,7 +191,7 @@ class TestMemcachedWithoutMeta(MemcachedConformance):
 
 
 def commands(server: MemcachedServer) -> dict[str, int]:
-    """The server's counters of commands."""
+    """Return the server's counters of commands."""
     lines = server.ask(b"stats\r\n").decode().splitlines()
     found = {parts[1]: parts[2] for parts in map(str.split, lines) if len(parts) == 3}
     return {name: int(found[name]) for name in ("cmd_get", "cmd_set")}

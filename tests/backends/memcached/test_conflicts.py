@@ -134,7 +134,7 @@ def test_an_update_that_only_finds_conflicts_ends_with_an_error(wire: Wire, make
     # Then the update ends with an error
     with pytest.raises(BackendError, match="Other processes kept writing"):
         backend.update(message_id, outside(step="1"))
-    # And a batch returns this outcome for the message alone, so that the writer sends no other update again
+    # And a call for a batch returns UNAVAILABLE for this message alone, so that the writer sends no other update again
     other_id = uuid4().hex
     direct = make()
     direct.update(other_id, start(1))

@@ -120,7 +120,7 @@ def test_a_server_that_answers_a_byte_at_a_time(
         "delete": lambda: slow.delete(ids[0]),
     }
     # When the backend calls it
-    # Then the call ends with its time-out: each byte comes in time, and the whole reply would be no error
+    # Then the call ends with its time-out, although each byte comes in time
     with pytest.raises(BackendError, match="timed out"):
         calls[name]()
     dripping.close()

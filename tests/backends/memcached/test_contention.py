@@ -24,8 +24,7 @@ from ...recording import make_broker, working
 from ...servers import MemcachedServer
 from .wire import LARGE, PATIENT, Make, Wire
 
-# Given a server, a message, a name, a number and whether to use meta commands: writes so many fields and
-# increments as soon as it is told to.
+#: Program that writes a number of fields and increments to a message, after a line on its standard input.
 WRITER = """
 import sys
 from dramatiq_status.backends.memcached import MemcachedBackend
@@ -40,7 +39,7 @@ for n in range(int(count)):
     assert backend.update(message_id, update) is Outcome.APPLIED
 """
 
-# Writes one field as fast as it can, until it is killed.
+#: Program that writes one field as fast as it can, until it is killed.
 HOT_WRITER = """
 import itertools, sys
 from dramatiq_status.backends.memcached import MemcachedBackend
@@ -86,7 +85,7 @@ def test_many_writers_of_one_message(
 
 @pytest.fixture
 def hot(server: MemcachedServer, backend: MemcachedBackend) -> Iterator[str]:
-    """A message to which another process writes all the time."""
+    """Yield a message to which another process writes all the time."""
     hot = uuid4().hex
     backend.update(hot, start(1))
     process = spawn(HOT_WRITER, server.address, hot)
@@ -149,7 +148,7 @@ def test_a_contended_message_holds_up_no_other_message_of_a_worker(
 
 @pytest.fixture
 def full(start_server: StartServer) -> MemcachedServer:
-    """A server that has no memory left for large items, and evicts nothing."""
+    """Return a server that has no memory left for large items, and evicts nothing."""
     server = start_server(MemcachedServer("-m", "2", "-M"))
     for size in range(40_000, 130_000, 6_000):
         for n in range(100):
@@ -245,7 +244,7 @@ def test_a_message_that_is_always_refused_holds_up_no_other(
 
 
 def state_of(backend: MemcachedBackend, message_id: str) -> tuple[Any, ...]:
-    """State, names of users' fields, and of those that are missing."""
+    """Return the state, the names of users' fields, and the names of missing fields."""
     snapshot = backend.snapshot(message_id)
     assert snapshot is not None
     return str(snapshot.state), sorted(snapshot.fields), sorted(snapshot.truncated)

@@ -24,7 +24,7 @@ from ...conftest import StartServer, started
 from ...recording import make_broker, run
 from ...servers import LoginMemcachedServer, MemcachedServer, TlsMemcachedServer
 
-#: Enough for a busy machine: most tests are not about time-outs.
+#: Time-out in milliseconds that no test reaches by chance, even on a busy machine.
 PATIENT = 20_000
 
 Make = Callable[..., MemcachedBackend]

@@ -175,7 +175,7 @@ def test_jobs_go_on_without_a_server(
 
 @pytest.fixture
 def lost(fleet: Fleet, backend: MemcachedBackend) -> MemcachedServer:
-    """A server that has gone down after it was called."""
+    """Return a server that has gone down after it was called."""
     backend.update_many([(message_id, enqueue()) for server in fleet for message_id in ids_on(backend, server, 2)])
     fleet[1].kill()
     return fleet[1]
@@ -252,7 +252,7 @@ def test_all_servers_together_have_one_time_out(fleet: Fleet, connected: bool) -
         "read": lambda: backend.read(ids[0]),
     }
     took: dict[str, float] = {}
-    # When each call is made by a backend that has not called them since
+    # When each call is made by a backend that assumes none of them down
     for name, call in calls.items():
         for server in backend._servers.by_node.values():
             server.forget()
@@ -272,7 +272,7 @@ def test_all_servers_together_have_one_time_out(fleet: Fleet, connected: bool) -
 
 
 def test_a_frozen_server_does_not_hold_back_the_others(fleet: Fleet) -> None:
-    # Given one frozen server of three, which was not called since
+    # Given three servers, of which one was frozen after the last call
     backend = MemcachedBackend(servers=[server.address for server in fleet], timeout=1000)
     other = MemcachedBackend(servers=[server.address for server in fleet], timeout=PATIENT)
     ids = [message_id for server in fleet for message_id in ids_on(backend, server, 300)]
@@ -283,7 +283,7 @@ def test_a_frozen_server_does_not_hold_back_the_others(fleet: Fleet) -> None:
     outcomes = backend.update_many([(message_id, outside(step="1")) for message_id in ids])
     # Then those on the two others are stored, and those on the frozen one are not
     assert outcomes == [Outcome.UNAVAILABLE] * 300 + [Outcome.APPLIED] * 600
-    # And a read of all of them finds the same ones
+    # And a read of all messages finds those on the two others
     found = backend.read_many(ids)
     assert [isinstance(one, BackendError) for one in found] == [True] * 300 + [False] * 600
     fleet[0].resume()
@@ -292,7 +292,7 @@ def test_a_frozen_server_does_not_hold_back_the_others(fleet: Fleet) -> None:
 
 
 def test_watchers_wait_for_a_server_that_is_down(fleet: Fleet) -> None:
-    # Given watchers of a message on one of three servers, for which an unknown message is missing at once
+    # Given watchers that do not wait for missing messages, and a message on one of three servers
     backend = MemcachedBackend(servers=[server.address for server in fleet], timeout=300)
     (message_id,), lost = ids_on(backend, fleet[1], 1), fleet[1]
     others = [message_id for server in (fleet[0], fleet[2]) for message_id in ids_on(backend, server, 1)]
@@ -390,7 +390,7 @@ def test_a_call_raises_an_error_if_all_servers_are_down(fleet: Fleet, backend: M
     # When they are called
     # Then each call raises an error
     assert [type(raised_by(call)) for call in calls] == [BackendError] * len(calls)
-    # And when one of them is back, no call that includes it does
+    # And when one server is back, calls that include it raise no error
     fleet[2].start()
     eventually(lambda: not isinstance(raised_by(lambda: backend.read(ids[2])), BackendError))
     eventually(lambda: backend.update_many([(ids[2], start(1))]) == [Outcome.APPLIED])
@@ -437,7 +437,7 @@ def test_a_child_process_has_new_circuit_breakers(backend: MemcachedBackend, los
         signal.alarm(60)
         code = 1
         try:
-            # Then the child has no server that is down, until it has called this one
+            # Then for the child, no server is down until the child has called this one
             before = down(backend)
             found = raised_by(lambda: backend.read(message_id))
             code = 0 if (before, type(found), down(backend)) == ([], BackendError, [lost.address]) else 2
@@ -488,13 +488,13 @@ def test_the_writer_keeps_updates_for_a_server_that_is_down(partial: Partial) ->
     with working(broker) as worker:
         broker.join(work.queue_name, timeout=20_000)
         worker.join()
-        # Then the other one is stored, and no thread has waited for this one
+        # Then the job on the other server is stored, and no thread has waited for the server that does not answer
         assert flushed == {here: True, gone: False}
         found = StatusRegistry.read(here, backend=partial)
         assert found is not None and found.completed
         still = StatusRegistry.read(gone, backend=partial)
         assert still is not None and still.queued
-        # And when its server is back, this one is stored with all fields
+        # And when this server is back, its job is stored with all fields
         partial.gone.clear()
         later = eventually(lambda: completed_one(gone, partial))
     assert (later["step"], later["last"], later["progress"], later.attempts) == (1, 2, 5, 1)
@@ -535,7 +535,7 @@ def test_the_updates_kept_for_a_server_that_is_down_are_bounded(
     # Given a writer that keeps the updates of five messages, and twenty on a server that does not answer
     broker = make_broker(partial, max_pending=5)
 
-    # In the order in which they run: Dramatiq 1 shuffles what it has fetched
+    # Ids in the order in which the jobs run: Dramatiq 1 shuffles the messages that it has fetched
     ids: list[str] = []
 
     @dramatiq.actor(broker=broker)
@@ -591,7 +591,7 @@ class AllOf:
             server.answered_at = float("-inf")
 
     def _wait(self) -> None:
-        # It tries them again in its own time.
+        # The backend calls a server again only after the pause of the circuit breaker.
         eventually(lambda: not blocked(self._backend))
 
 

@@ -22,7 +22,7 @@ def text_of(size: int) -> str:
 
 
 def filled(backend: MemcachedBackend, message_id: str) -> Record:
-    """A running message whose record has room for one more large field, not for two."""
+    """Return a running message whose record has room for one more large field, not for two."""
     fields = {f":field{n}": LARGE for n in range(16)}
     assert backend.update(message_id, start(1)) is Outcome.APPLIED
     assert backend.update(message_id, Update(Kind.OUTSIDE, fields=fields)) is Outcome.APPLIED

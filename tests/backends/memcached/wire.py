@@ -16,7 +16,7 @@ from dramatiq_status.backends.memcached.server import Server
 
 from ...servers import MemcachedServer
 
-#: Enough for a busy machine: most tests are not about time-outs.
+#: Time-out in milliseconds that no test reaches by chance, even on a busy machine.
 PATIENT = 20_000
 
 DAY = 86_400_000

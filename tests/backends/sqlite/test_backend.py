@@ -98,7 +98,7 @@ def backend(path: Path) -> Iterator[SQLiteBackend]:
 
 @pytest.fixture
 def other(path: Path, backend: SQLiteBackend) -> Iterator[sqlite3.Connection]:
-    """Another connection to the file of `backend`, which exists."""
+    """Yield another connection to the file of `backend`, which exists."""
     backend.read("x")
     with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as connection:
         yield connection

@@ -16,7 +16,7 @@ from typing import Any
 
 
 class AtImport:
-    """Changes Dramatiq's Broker once it is imported, and its RedisBroker where the statuses piggyback."""
+    """A finder that changes Dramatiq's Broker once it is imported, and its RedisBroker where the statuses piggyback."""
 
     def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
         change = CHANGES.get(name)

@@ -1,4 +1,4 @@
-"""The fixtures that dramatiq-abort's tests ask for, which its source distribution lacks."""
+"""The fixtures of dramatiq-abort's tests, which its source distribution lacks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["stub_worker"]
 
 @pytest.fixture
 def stub_broker() -> Iterator[dramatiq.Broker]:
-    # A job that is aborted shall not raise that where it is waited for.
+    # join() shall not raise the exception of an aborted job.
     yield from in_place(StubBroker(fail_fast_default=False))
 
 

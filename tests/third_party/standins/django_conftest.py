@@ -1,4 +1,4 @@
-"""The fixtures that django_dramatiq's tests ask for, which its source distribution lacks."""
+"""The fixtures of django_dramatiq's tests, which its source distribution lacks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def broker() -> Iterator[dramatiq.Broker]:
-    """The one broker of the project; what a test adds to it goes with the test."""
+    """Yield the one broker of the project; what a test adds to it goes with the test."""
     broker = dramatiq.get_broker()
     actors, middleware = dict(broker.actors), list(broker.middleware)
     broker.flush_all()

@@ -22,13 +22,13 @@ skip_on_pypy = pytest.mark.skipif(platform.python_implementation() == "PyPy", re
 
 
 def skip_unless_rabbit_mq(test: Any) -> Any:
-    """There is one."""
+    """Skip no test, because there is always a RabbitMQ."""
     return test
 
 
 @contextmanager
 def worker(broker: dramatiq.Broker, **options: Any) -> Iterator[dramatiq.Worker]:
-    """A worker for the length of a block."""
+    """Run a worker for the length of a block."""
     found = dramatiq.Worker(broker, **options)
     found.start()
     try:

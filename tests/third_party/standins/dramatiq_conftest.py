@@ -1,4 +1,4 @@
-"""The fixtures that Dramatiq's tests ask for, which its source distribution lacks."""
+"""The fixtures of Dramatiq's tests, which its source distribution lacks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BACKENDS = ["redis", "stub"]
 
 
 def in_place(broker: dramatiq.Broker) -> Iterator[dramatiq.Broker]:
-    """Make it the default broker for the length of a test, empty before and after."""
+    """Make a broker the default one for the length of a test, empty before and after."""
     broker.flush_all()
     broker.emit_after("process_boot")
     dramatiq.set_broker(broker)
@@ -91,7 +91,7 @@ def result_backend(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture
 def start_cli() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """Starts the command with a broker, and ends it with the test."""
+    """Yield a function that starts the command with a broker. The command ends with the test."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start(broker: str, *, extra_args: Any = (), **options: Any) -> subprocess.Popen[bytes]:
