@@ -81,7 +81,7 @@ class Connector:
                     return None
         if isinstance(pool, MasterPool):
             return Connector(kind, parameters, pool.timeout, partial(_locate_master, pool), pool)
-        # The node of a cluster whose address the pool has may be down.
+        # On a cluster, the pool has the address of one node, which may be down.
         locate = None if transport.pipelines else partial(transport.connect, address_of)
         return Connector(kind, parameters, pool.timeout, locate)
 

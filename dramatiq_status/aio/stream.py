@@ -38,8 +38,8 @@ def stream_of(connection: Any, on_bytes: Callable[[int], None]) -> Stream:
 
     Parameters:
       connection(redis.asyncio.Connection)
-      on_bytes(Callable): Called with the number of bytes that have just been received, unless the stream is one of the
-        driver.
+      on_bytes(Callable): Called with the number of bytes that have just been received.  A :class:`DriverStream` does
+        not call it.
     """
     reader, writer = getattr(connection, "_reader", None), getattr(connection, "_writer", None)
     if hiredis is None or not isinstance(reader, asyncio.StreamReader) or not isinstance(writer, asyncio.StreamWriter):

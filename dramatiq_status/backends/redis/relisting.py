@@ -1,8 +1,8 @@
 """Additions of messages that the script could not add to the index, because their slot was moving.
 
 An update that changes the actor or the queue of a message, and not its state, keeps the position of the message in
-lists.  Here the message gets a new position.  Only code that calls a backend itself can send such an update.  The
-middleware sends the actor and the queue with enqueues, and with updates that create a record.
+lists.  This module gives the message a new position instead.  Only code that calls a backend itself can send such an
+update.  The middleware sends the actor and the queue with enqueues, and with updates that create a record.
 """
 
 from __future__ import annotations
