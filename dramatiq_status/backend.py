@@ -272,8 +272,9 @@ class StatusBackend(abc.ABC):
 
         Returns:
           tuple[Any, Sequence[int]]: The position for the next call, and the marks that were added since `position`.  A
-          log may drop its oldest marks, but has to keep at least 8,192.  After it gets so many at once, a worker also
-          reads the record before each run of a message that was enqueued before this call, or up to a minute after it.
+          log may drop its oldest marks, but has to keep at least 8,192.  After a call that returns so many marks, a
+          worker also reads the record before each run of a message that was enqueued before that call, or up to a
+          minute after it.
         """
         return None, ()
 

@@ -23,9 +23,8 @@ from .record import DEFAULT_HEARTBEAT_INTERVAL, MAX_WHOLE_NUMBER, RUN_ENDED, SCH
 from .update import EnqueueId, Kind, Outcome, Update
 from .writer import AttachedBuffers, Confirmation, Enqueue, Withdrawal, Writer
 
-#: Maximum number of milliseconds from the making of a message to its enqueue for which the status shows the time of the
-#: making as `enqueued_at`.  The later stages of a pipeline and the callbacks of a group are made long before their
-#: enqueues.
+#: Maximum age of a message at its first enqueue, in milliseconds, up to which `enqueued_at` is the time at which the
+#: message was made.  The later stages of a pipeline and the callbacks of a group are made long before their enqueues.
 _MADE_EARLIER: Final = 100
 
 # Reading an attribute of an Enum takes five times as long as reading a global.

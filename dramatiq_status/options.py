@@ -215,5 +215,5 @@ def check_includes(name: str, includes: Iterable[str]) -> frozenset[str]:
     if not found <= INCLUDES:
         unknown = ", ".join(sorted(map(repr, found - INCLUDES)))
         raise ValueError(f"{name} may name {', '.join(sorted(map(repr, INCLUDES)))}, not {unknown}.")
-    # The package's own strings, because a user's enum may be equal to them.
+    # Return the package's own strings, because a user's enum may be equal to them.
     return frozenset(include for include in INCLUDES if include in found)

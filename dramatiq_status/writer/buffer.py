@@ -73,7 +73,7 @@ class MessageBuffer:
     failed_alone: bool = False
     #: Whether the heartbeat has failed as well, so that the writer sends no further heartbeats of this message.
     heartbeat_failed: bool = False
-    #: Earliest time to send again, by the monotonic clock, if the message's server, one of many, did not answer.
+    #: Earliest time to send again, by the monotonic clock, after the buffer was postponed.
     retry_at: float = 0.0
     #: Whether this process was forked off, while the run continues in the parent.
     is_forked: bool = False

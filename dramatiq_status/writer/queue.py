@@ -97,7 +97,7 @@ class SendQueue:
     def _collect(self, buffer: MessageBuffer, now: float) -> None:
         due = buffer.collect(now)
         if due is not None and now < buffer.retry_at and not self.drains:
-            # No thread waits for a server that does not answer.
+            # No thread waits for a postponed buffer.
             buffer.give_up()
             self.backlog.note(buffer)
             due = buffer.retry_at
