@@ -9,8 +9,8 @@ from ..snapshot import Snapshot
 from ..words import CANCELLED, COMPLETED, RETRYING, UNKNOWN, attempt_of, count_of, rate_of, state_of, time_of
 from .text import clean, pad
 
-#: Minimum time from the end of a job to its last change, and maximum time since this change.  Within both limits, other
-#: messages count as still incrementing the progress of the job.
+#: Minimum time from the end of a job to the last change of its status, and maximum age of this change.  If both hold,
+#: other messages count as still incrementing the progress of the job.
 _MOVED: Final = timedelta(milliseconds=300)
 _STILL: Final = timedelta(seconds=10)
 

@@ -176,8 +176,8 @@ def _job_of(facts: Facts, layout: _Layout, terminal: Terminal) -> list[Segment]:
 
 
 def _time_of(facts: Facts, layout: _Layout) -> tuple[str, _Layout]:
-    """Return a time in the longest wording that fits beside the bar and the percentage, or an empty text, and the
-    layout of the row.  The row of a stalled job loses its bar if its time needs the room.
+    """Return the time of a row, and the layout of the row.  The time has the longest wording that fits beside the bar
+    and the percentage, and is empty if none fits.  The row of a stalled job loses its bar if the time needs the room.
     """
     short, layouts = _in_one_unit(facts.time), [layout]
     times = [facts.time, short]

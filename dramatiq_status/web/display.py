@@ -55,7 +55,7 @@ class StatusDisplay:
       glyph(str): The value of `state`, or scheduled.
       facts(str): Step, count and rate; the queue of a queued job; the start of a scheduled one; the reason of a
         cancellation.
-      next(str): Remaining time, retry, or other time that matters.
+      next(str): ``17 s left``, ``attempt 2, again in 24 s``, ``took 28 s``, ``skipped``.
       percent(float): Percentage at which the bar ends; None if it is unknown, and for a queued or scheduled job.
       sweep(bool): Whether the job runs and its percentage is unknown.
       error(tuple[str, str]): Type and text of the exception of a job that failed or waits for a retry, else None.

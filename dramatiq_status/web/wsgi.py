@@ -1,4 +1,4 @@
-"""Statuses for Flask, for Django under WSGI, and for any other WSGI server: JSON with an ETag, and the element's file.
+"""Statuses for Flask, for Django under WSGI, and for any other WSGI server: JSON with an ETag, and the element's files.
 
 There are no streams, because a stream would hold a thread of the server for each client.  The element polls instead.
 """

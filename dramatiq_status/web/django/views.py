@@ -21,7 +21,7 @@ _NAMES = ("AUTHORIZE", "FIELDS", "TOKENS", "TOKEN_EXPIRY")
 
 @require_safe  # type: ignore[misc,untyped-decorator,unused-ignore]
 def status(request: Any, path: str) -> Any:
-    """Answer with a status, or with the file of the element."""
+    """Answer with a status, or with a file of the element."""
     body, code, headers = _views().answer(path, request)
     return HttpResponse(body, status=code, headers=headers)
 
