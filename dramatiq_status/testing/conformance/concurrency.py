@@ -178,7 +178,7 @@ class Concurrency(StoreTests):
         backend.update_many([(message_id, start(1, mark=f'"{message_id}"')) for message_id in ids])
 
         def read_all() -> bool:
-            for _ in range(100):
+            for _ in range(30):
                 for message_id in ids:
                     record = backend.read(message_id)
                     if record is None or record[":mark"] != f'"{message_id}"':
