@@ -36,7 +36,9 @@ class Shell:
 
     def __init__(self, folder: Path, command: str | None = None, output: Any = subprocess.PIPE) -> None:
         environment = {
-            name: value for name, value in os.environ.items() if not name.startswith(("COVERAGE_", "VIRTUAL_ENV"))
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("COVERAGE_", "PYTEST_", "VIRTUAL_ENV"))
         }
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
         self.process = subprocess.Popen(
