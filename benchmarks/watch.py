@@ -82,7 +82,7 @@ def run(options: Options) -> Iterator[Table]:
         f"Watching {jobs} jobs of {changes} changes, one each {PAUSE * 1000:.0f} ms, from one process",
         rows,
         "The changes come from another process. A watcher may get a change up to 50 ms late if another change "
-        "came just before it.",
+        "came just before it. The times of the blocking watch are those of all changes, not only of the final one.",
     )
 
 

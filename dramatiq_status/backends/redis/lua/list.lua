@@ -2,8 +2,8 @@
 --
 -- KEYS[1]: the prefix of the index's keys.  The key with this name is the set of the names of the index's sets.  A name
 --   is a state, a time to live in milliseconds (of finished messages only), a queue and an actor as JSON, a line each.
---   The key of a set is the prefix and the name: a sorted set of ids, by the timestamp in microseconds at which each
---   message came into its state.
+--   The key of a set is the prefix and the name. A set contains ids, sorted by the timestamp in microseconds at which
+--   each message came into its state.
 -- ARGV[1..3]: the state, the queue and the actor to look for, '' for all.
 -- ARGV[4]: maximum number of messages to return; 0 to count them.
 -- ARGV[5]: the position of the last message of the page before, '' for the first page.  A position is the timestamp in

@@ -1,4 +1,5 @@
--- Requests to cancel messages: the mirror of `_apply_cancel` in update.py. Other calls do not need these functions.
+-- Requests to cancel messages: the mirror of `_apply_cancel` in update.py. Of the other updates, only the enqueue
+-- of a message with a request to cancel it needs these functions.
 local function define_cancel(record, moves)
   -- End a message that waits. Its record lives for `ttl` milliseconds.
   local function cancel_waiting(key, old, new, ttl)
@@ -15,7 +16,7 @@ local function define_cancel(record, moves)
     if not old.state then return MISSING end
     if old.finished and not old.cancelled then return REFUSED end
     if log ~= '' then
-      -- Without the log, workers find the request in the outcomes of their writes to the message.
+      -- Without the log, workers find the request in the outcomes of the starts of runs and of heartbeats.
       redis.pcall('XADD', log, 'MAXLEN', '~', MAX_LOGGED, '*', 'm', mark)
       redis.pcall('PEXPIRE', log, LOG_TTL)
       publish('PUBLISH', log, 1)

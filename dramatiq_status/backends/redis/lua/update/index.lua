@@ -42,7 +42,7 @@ local function keep(set, name, life)
 end
 
 -- Add a message to the set of its state.
---   lives: the time to live in the name of a set of finished messages, '' for other sets, nil for `ttl`, rounded up;
+--   lives: the time to live in the name of a set of finished messages, '' for other sets; nil to round up `ttl` for it;
 --   ttl: the time to live of its record, in milliseconds; since: its position, nil for the present time.
 local function index(id, state, lives, queue, actor, ttl, since)
   local prefix = ARGV[#ARGV]
