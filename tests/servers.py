@@ -68,7 +68,7 @@ class ServerMissing(LookupError):
 
 
 class ServerFailed(RuntimeError):
-    """Error of a server that did not start, or not in time. It ends with the server's log."""
+    """Error of a server that has not started in time. Its message ends with the server's log."""
 
 
 def free_port(*, margin: int = 0) -> int:
@@ -790,7 +790,7 @@ class RabbitmqServer(Server):
     def _configure(self) -> None:
         settings = [
             f"listeners.tcp.1 = 127.0.0.1:{self.port}",
-            # Its default of 50 MB stops all publishers on a full disk.
+            # By default, RabbitMQ stops all publishers if less than 50 MB of the disk are free.
             "disk_free_limit.absolute = 1MB",
             "log.console = true",
             "log.console.level = warning",

@@ -75,7 +75,7 @@ def status_middleware(broker: dramatiq.Broker) -> StatusMiddleware:
 
 
 def wait_until_it_runs(message: dramatiq.Message[Any], broker: dramatiq.Broker) -> None:
-    """Wait until the start of a run is stored: before, a request ends the message as one that waits."""
+    """Wait until the start of a run is stored. A request before that would end the message, because it still waits."""
     eventually(lambda: StatusRegistry.get(message, broker=broker).working)
 
 
@@ -381,7 +381,7 @@ def test_a_cancelled_message_whose_run_begins_ends_after_its_refused_start(
     assert runs == ["begun"] and found is not None and found.cancelled and found.attempts == 0
 
 
-#: As many cancelled messages as the log of memcached, a cache or the stub has marks.
+#: Message ids, as many as the log of memcached, a cache or the stub has marks.
 OTHERS = [f"other-{number}" for number in range(MAX_MARKS)]
 
 

@@ -172,7 +172,7 @@ def test_values_that_are_not_json_raise(value: Any) -> None:
 
 @pytest.mark.parametrize("wrap", [lambda v: [v], lambda v: {"a": v}, lambda v: ({"a": [v]},)])
 def test_nested_values_that_are_not_json_raise(wrap: Callable[[Any], Any]) -> None:
-    # Given such a value inside another one
+    # Given a value without a form in JSON inside another value
     value = wrap(object())
     # When it is written
     # Then the error names both types
@@ -332,7 +332,7 @@ def test_a_state_and_its_name_are_encoded_alike(number: int, state: State) -> No
 
 @pytest.mark.parametrize("value", ["", "done", "Queued", "QUEUED", 0, None, True, ["queued"]], ids=repr)
 def test_a_wrong_state_raises(value: Any) -> None:
-    # Given any other value
+    # Given a value that is neither a state nor the name of one
     # When it is written as the status
     # Then the error lists the four states
     with pytest.raises(ValueError, match="'status' must be one of 'queued', 'working', 'completed', 'failed'"):

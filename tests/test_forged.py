@@ -475,7 +475,7 @@ def test_numbers_that_crash_hiredis_are_refused() -> None:
 
 # Messages from the queue
 
-# JSON allows ints of up to 4,300 digits, one fewer than hiredis crashes at when another one is added.
+# The largest int that Python reads from JSON.  It has 4,300 digits; hiredis crashes at the next int, which has 4,301.
 LONG = 10**4300 - 1
 
 options = st.fixed_dictionaries(

@@ -628,7 +628,7 @@ def test_detached_handles_write_to_no_store() -> None:
 def test_handles_as_text(backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given handles, and a store that must not be called
     status, progress = (get("m", backend=backend) for get in (StatusRegistry.get, StatusRegistry.progress))
-    monkeypatch.setattr(backend, "read_many", lambda ids: pytest.fail("Nobody wants to wait for that."))
+    monkeypatch.setattr(backend, "read_many", lambda ids: pytest.fail("A repr reads no store."))
     # When they are printed, for example by a debugger
     # Then the store is not called
     assert (repr(status), repr(progress)) == ("<Status of m>", "<Progress of m>")

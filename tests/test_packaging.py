@@ -136,7 +136,7 @@ def test_source_distribution_is_the_repository(source: Path) -> None:
 
 
 def test_source_distribution_collects_its_own_tests(source: Path) -> None:
-    """The tests import the benchmarks and read the examples, so that collecting fails where either is missing."""
+    """Collect the tests, which import the benchmarks and read the examples: this fails where either is missing."""
     collected = run("-m", "pytest", "--collect-only", "-qq", "-p", "no:cacheprovider", "--assert=plain", cwd=source)
     assert "tests/test_benchmarks.py: " in collected
     assert "tests/test_examples.py: " in collected
@@ -149,7 +149,7 @@ def test_top_level_has_what_annotations_need() -> None:
 
 
 def test_links_of_the_readme_work_on_any_page() -> None:
-    """A package index shows the README without the files beside it."""
+    """Check that all links are absolute: a package index shows the README without the files beside it."""
     targets = re.findall(r"`[^`]*<([^`>]+)>`_", (ROOT / "README.rst").read_text(encoding="utf-8"))
     assert targets
     assert [target for target in targets if not target.startswith("https://")] == []

@@ -104,5 +104,5 @@ def test_only_one_module_registers_hooks_of_forks() -> None:
     # Given the modules of the package
     # When they are searched for hooks that some systems do not have
     found = [path.name for path in PACKAGE.rglob("*.py") if "os.register_at_fork(" in path.read_text(encoding="utf-8")]
-    # Then only the function that looks for them first has them
+    # Then only the module that first checks whether they exist has them
     assert found == ["_process.py"]

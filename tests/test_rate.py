@@ -140,7 +140,7 @@ def test_silence_only_slows(rate: float, silence: float, more: float, patience: 
 def test_a_rate_stands_for_as_long_as_progress_usually_takes() -> None:
     # Given a job that reports every minute
     meter, at = measured([(60.0, 600.0)] * 10)
-    # When it reports nothing for as long
+    # When it reports nothing for a minute
     # Then its rate stays, and falls from then on
     assert meter.rate_at(at + 59) == pytest.approx(10)
     assert meter.rate_at(at + 120) == pytest.approx(5)

@@ -639,7 +639,7 @@ def test_of_two_fields_of_one_name_the_last_one_counts() -> None:
 
 @pytest.mark.parametrize("first", [0, 1, 2])
 def test_names_with_line_breaks_are_not_taken_for_others(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given records whose names are the same, one a line
+    # Given records whose names are the same text if a line break joins them
     monkeypatch.setattr(room, "_shapes", {})
     fields = [{":a": "1", ":b": "2", ":c": "3"}, {":a\n:b": "1", ":c": "2"}, {":a": "1", ":b\n:c": "2"}]
     fields = fields[first:] + fields[:first]

@@ -263,10 +263,10 @@ def test_an_unknown_total_in_every_store(every_backend: StatusBackend) -> None:
         assert (snapshot.progress, snapshot.percent, snapshot.total, snapshot.time_remaining) == (None,) * 4
         assert str(snapshot) == "working" and snapshot.to_dict()["total"] is None and snapshot["total"] is None
         assert json.loads(snapshot.to_json())["total"] is None
-    # And a roll-up does not count it as complete
+    # And a roll-up counts neither as complete
     batch = Rollup([(snapshot.message_id,) for snapshot in seen]).take(seen)
     assert (batch.progress, str(batch)) == (0.0, "working (0%: 2 working)")
-    # And at the end the status has the known total
+    # And at the end the first job has its known total, and the second one has none
     first, second = StatusRegistry.read_many(messages, backend=every_backend)
     assert first is not None and (str(first), first["total"]) == ("completed (100%)", 250)
     assert second is not None and (str(second), second["total"]) == ("completed", None)

@@ -360,7 +360,7 @@ class TestEveryBackend:
         with pytest.raises(StatusTimeout):
             for seen, _ in enumerate(watched, 1):
                 job.write(n=seen)
-        # Then the watcher does not receive the first change before its time is over, and receives no second one
+        # Then the watcher receives the first change no earlier than its time-out, and no second one
         assert seen <= 2
 
     def test_watch_shows_that_a_message_is_stalled(self, backend: StatusBackend) -> None:
@@ -452,7 +452,7 @@ class TestRedis:
         job = Job(told).enqueue().start().finish()
 
         def fail(message_ids: Any) -> Any:
-            raise AssertionError("There is nothing to be told of.")
+            raise AssertionError("A finished message will not change.")
 
         monkeypatch.setattr(told, "subscribe", fail)
         # When wait() is called for it

@@ -850,7 +850,7 @@ class TestClosing:
                 await aio.StatusRegistry.read("m", backend=backend)
 
             async def main():
-                # A busy machine is not what this is about.
+                # On a busy machine, asyncio would warn of slow callbacks.
                 asyncio.get_running_loop().slow_callback_duration = 60
                 BODY
 

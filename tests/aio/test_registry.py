@@ -82,7 +82,7 @@ class TestSameAsElsewhere:
         # Given the synchronous and the asynchronous handles
         here, there = getattr(aio, name), getattr(dramatiq_status, name)
         # When their public names are compared
-        # Then the parameters are the same, except for methods that set what is a property elsewhere
+        # Then names and parameters are the same, except for set(), which takes the place of setting a property
         assert signatures_of(here) == signatures_of(there) | ({"set": ANY} if name == "Progress" else {})
 
     def test_handles_read_what_was_written(self, backend: StatusBackend) -> None:
@@ -224,7 +224,7 @@ class TestSameAsElsewhere:
             aio.StatusRegistry.watch(7, backend=StubBackend())  # type: ignore[arg-type]
 
     def test_asynchronous_actors_write_in_order(self, backend: StatusBackend) -> None:
-        # Given an asynchronous actor that writes to its own status and another's, in both ways
+        # Given an asynchronous actor that writes to its own status by both kinds of handles, and to another message's
         broker = make_broker(backend, asyncio=True)
         other = Job(backend).enqueue()
         seen: list[Any] = []
@@ -317,7 +317,7 @@ class TestWatching:
             # Then the watch raises StatusMissing
             with pytest.raises(StatusMissing):
                 async for _ in aio.StatusRegistry.watch("nobody", missing_timeout=20, backend=backend):
-                    pytest.fail("There is nothing to see.")
+                    pytest.fail("An unknown message has no snapshot.")
 
         in_loop(main)
 
@@ -355,7 +355,7 @@ class TestWatching:
                     await asyncio.to_thread(job.write, n=seen)
             return seen
 
-        # Then the watcher does not receive the first change before its time is over, and receives no second one
+        # Then the watcher receives the first change no earlier than its time-out, and no second one
         assert in_loop(main) <= 2
 
     def test_watch_shows_that_a_message_is_stalled(self, backend: StatusBackend) -> None:

@@ -178,7 +178,7 @@ def test_a_connection_that_is_lost_before_the_stream_begins(server: RedisServer,
         with pytest.raises(ConnectionError):
             await found.send([b"*1\r\n$4\r\nPING\r\n"])
         await found.close(nowait=False)
-        # And other calls are right
+        # And the next call succeeds
         assert await handle.read() is None
 
     in_loop(main)

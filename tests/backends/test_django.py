@@ -35,7 +35,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
         return connection
 
     def is_usable(self):
-        # As Django's engines for servers find out.
+        # The engines of Django for database servers check it in this way, too.
         try:
             self.connection.execute("SELECT 1")
         except sqlite3.Error:

@@ -42,7 +42,7 @@ def test_the_script_has_the_wire_kinds_of_the_client() -> None:
 
 
 def test_the_script_has_the_outcomes_states_and_times_of_the_library() -> None:
-    # Then each outcome that the script can return has the number of the library's
+    # Then the constants of the script have the values of the library
     found = constants(HEAD)
     for outcome in ("APPLIED", "DUPLICATE", "REFUSED", "MISSING", "UNCOUNTED", "CANCELLED", "REQUESTED"):
         assert found[outcome] == str(Outcome[outcome].value)

@@ -18,7 +18,7 @@ LISTED = {"a": '"actor"', "Q": '"queue"', "E": "5"}
 
 ENQUEUED = enqueue(**LISTED, rows="1")
 
-#: What a record may have besides the fields of an enqueue.  Its version is 2, unless it is given.
+#: Values that a record may have besides the fields of an enqueue, by case.  The version is 2 unless a case names one.
 FOUND: dict[str, Record] = {
     "as enqueued": {},
     "as enqueued with a delay": {"v": "1", "D": "99", "L": "60000", "p": "7"},

@@ -17,9 +17,9 @@ from ..servers import AT_ONCE, MemcachedServer, RabbitmqServer, RedisCluster, Re
 from .plan import Fault
 from .proxy import Proxy
 
-#: Arguments of a Redis that keeps its data over a restart and a crash.  With "no", the kernel has the data before the
-#: client has the reply, so that only a crash of the host loses it.  With "everysec", a killed server loses up to two
-#: seconds while the disk is slow.
+#: Arguments of a Redis that keeps its data over a restart and a crash.  With "appendfsync no", the kernel has the data
+#: before the client has the reply, so that only a crash of the host loses it.  With "appendfsync everysec", a killed
+#: server loses up to two seconds while the disk is slow.
 PERSISTENT: Final = ("--appendonly", "yes", "--appendfsync", "no")
 
 #: Number of slots that one fault moves to other nodes.

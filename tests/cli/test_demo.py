@@ -89,7 +89,7 @@ def test_ctrl_c_ends_the_demo(tmp_path: Path) -> None:
 
 
 def test_the_picture_of_the_readme_is_up_to_date() -> None:
-    # Given the picture, which scripts/demo-picture draws from real frames, for the pages with UPDATE_PAGES
+    # Given the picture, which scripts/demo-picture draws from real frames if UPDATE_PAGES is set
     drawing = script("demo-picture")
     if os.environ.get("UPDATE_PAGES"):
         drawing.main()

@@ -115,7 +115,7 @@ def run_python(file: str) -> None:
 @contextmanager
 def background(folder: Path, command: str, ready: str, place: str) -> Iterator[None]:
     """Run a command for the length of the block, which begins when the command has printed a text."""
-    # A file takes any output of a process that no reader follows.
+    # A process whose output is not read could fill a pipe, but not a file.
     with TemporaryFile() as output, Shell(folder, command, output) as shell:
         deadline = time.monotonic() + PATIENCE
         while ready.encode() not in (printed := os.pread(output.fileno(), 1_000_000, 0)):

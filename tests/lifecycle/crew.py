@@ -46,7 +46,7 @@ class Signals:
 
     def heed(self, who: str, word: str) -> None:
         found = cast(Any, self._client.blpop([f"{self._name}:{who}:{word}"], timeout=PATIENCE))
-        assert found is not None, f"{who} never said {word!r}"
+        assert found is not None, f"{who} never sent {word!r}"
 
 
 class Settled(Middleware):

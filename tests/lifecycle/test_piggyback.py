@@ -248,7 +248,7 @@ def test_a_user_without_rights_to_transactions_or_to_statuses_can_still_send(
 
 
 def test_a_broker_of_another_database_goes_without_the_statuses(redis_server: RedisServer, redis_url: str) -> None:
-    # Given a client of another backend's, and a backend that was made of the broker's client
+    # Given a broker with a client, a backend of another database, and a backend that was made of the broker's client
     client = RedisBackend(url=redis_server.database(1), timeout=20_000).broker_client()
     other, same = RedisBackend(url=redis_url, timeout=20_000), RedisBackend(client=client)
     broker = RedisBroker(client=client)

@@ -274,7 +274,7 @@ def test_a_hundred_viewers_share_the_reads_of_one(site: Site, backend: RedisBack
     answers = [site.get("/a/b/list.json").status for _ in range(100)]
     spent = commands() - before
     assert set(answers) == {200}
-    # Each takes a few milliseconds, so all of them share the reads of one second, or of two.
+    # Each request takes a few milliseconds, so all of them share the reads of one second, or of two.
     assert spent <= 3 * 9
     # And while no page is open, the store is not read
     before = commands()

@@ -17,7 +17,7 @@ ENQUEUE_ID = EnqueueId(7, 1)
 
 
 class Silent(StubBackend):
-    """A store that does not answer. With `others`, only the one server of the messages does not answer."""
+    """A store that does not answer. With `others`, it has other servers, which answer."""
 
     def __init__(self, *, others: bool) -> None:
         super().__init__()

@@ -358,7 +358,7 @@ async def in_a_coroutine(backend: StatusBackend) -> None:
 
 @pytest.fixture
 def late_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Yield an event for which writers' threads wait. A thread that waits for them sets it, too."""
+    """Yield an event for which writers' threads wait. A thread that waits for a confirmation sets it, too."""
     event = threading.Event()
     rest, confirm_others = Writer._wait_for_work, Writer.confirm_others
 

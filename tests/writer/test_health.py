@@ -88,7 +88,7 @@ def test_a_message_logs_each_trouble_once(caplog: pytest.LogCaptureFixture) -> N
     run(broker)
     for n in range(20):
         handles[0]["n"] = n
-    assert caplog.text.count("cannot be stored") == 2, "one line that says it twice"
+    assert caplog.text.count("cannot be stored") == 2, "one line contains this text twice"
     assert caplog.text.count("has ended") == 1
 
 

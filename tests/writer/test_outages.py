@@ -206,7 +206,7 @@ def test_every_status_is_right_after_an_outage(
         assert [job.seen(snapshot) for job, snapshot in zip(finished, before)] == [job.expected() for job in finished]
     else:
         assert before == [None] * len(finished)
-    # And the log has two lines of it
+    # And the log has two lines about the outage
     lines = [record.getMessage() for record in caplog.records if "status store" in record.getMessage()]
     assert ["does not answer" in line for line in lines] == [True, False], lines
     backend.close()

@@ -39,7 +39,7 @@ class Picky(StubBackend):
     def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
         self.calls += 1
         if any(message_id == self.refuses for message_id, _ in updates):
-            raise BackendError("It does not take this one.")
+            raise BackendError("The store does not take this message.")
         return super().update_many(updates)
 
 

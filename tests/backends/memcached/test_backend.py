@@ -36,7 +36,7 @@ class MemcachedConformance(BackendConformance):
     """The conformance suite on memcached, with and without meta commands."""
 
     meta = True
-    #: Milliseconds: memcached counts in seconds, and one is added for the rounding of its clock.
+    #: Resolution in milliseconds: memcached counts in seconds, and one second is added for the rounding of its clock.
     ttl_resolution = 2000
 
     @pytest.fixture

@@ -40,7 +40,7 @@ class Wire:
         #: The bytes that a client has sent between two replies.
         self.requests: list[bytes] = []
         self.meddle: Meddle = lambda request: None
-        #: Changes what is passed on to the server.
+        #: Function that changes what is passed on to the server.
         self.rewrite: Callable[[bytes], bytes] = lambda request: request
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
@@ -166,7 +166,7 @@ def hurry(backend: MemcachedBackend, timeout: float) -> None:
 
 @contextmanager
 def refusing(backend: MemcachedBackend, server: MemcachedServer, message_id: str) -> Iterator[None]:
-    """Let a server refuse each value of a message: on the way to it, they become larger than any item may be."""
+    """Let a server refuse each value of a message: on its way, the value becomes larger than any item may be."""
     key, found_server = backend._locate(message_id)
     command = re.compile(
         rb"((?:ms|add|cas) %b(?: 0 \d+)?) (\d+)((?: \d+)?(?: [TMC]\S+| c)*\r\n)" % re.escape(key), re.DOTALL

@@ -642,7 +642,7 @@ class TestSQLite(BackendConformance):
         # When there are twenty times as many
         fill(backend, 1_000, 20_000)
         many = steps_of(backend, lambda: backend.find(query, limit=50, after=None))
-        # Then a page takes SQLite as many steps
+        # Then a page takes SQLite as many steps as before
         assert many <= few * 1.2
 
     @queried
@@ -666,7 +666,7 @@ class TestSQLite(BackendConformance):
         fill(backend, 0, 2_000)
         # When they are counted
         plan = plan_of(backend, lambda: backend.count(query))
-        # Then SQLite uses an index, except for rows that have expired earlier than in that index
+        # Then SQLite looks up only rows that have expired earlier than their entries in the index
         covering = [step for step in plan if "USING COVERING INDEX" in step]
         lookups = [step for step in plan if "INDEX" in step and step not in covering]
         assert covering and len(lookups) <= 1 and all(f"{TABLE}_expiry" in step for step in lookups), plan

@@ -54,7 +54,7 @@ def track_all(module: Any) -> None:
 
 
 def piggyback_all(module: Any) -> None:
-    """Give every RedisBroker a client that sends the statuses with its commands, with the parameters of its own one."""
+    """Give every RedisBroker a client with the broker's parameters that sends the statuses with its commands."""
     broker_class = module.RedisBroker
     initialize = broker_class.__init__
     own = {name for name in inspect.signature(initialize).parameters if name != "parameters"}

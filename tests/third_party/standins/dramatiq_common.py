@@ -16,7 +16,7 @@ import pytest
 RABBITMQ_USERNAME = RABBITMQ_PASSWORD = "guest"
 RABBITMQ_CREDENTIALS = pika.credentials.PlainCredentials(RABBITMQ_USERNAME, RABBITMQ_PASSWORD)
 
-skip_in_ci = pytest.mark.skipif(os.environ.get("CI") == "true", reason="Takes its time for what it is.")
+skip_in_ci = pytest.mark.skipif(os.environ.get("CI") == "true", reason="Takes long.")
 skip_on_windows = pytest.mark.skipif(sys.platform == "win32", reason="Not on Windows.")
 skip_on_pypy = pytest.mark.skipif(platform.python_implementation() == "PyPy", reason="Not on PyPy.")
 
