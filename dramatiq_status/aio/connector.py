@@ -156,14 +156,30 @@ async def within(seconds: float, work: Coroutine[Any, Any, T], later: Callable[[
             await asyncio.wait((task,), timeout=left)
     finally:
         if not task.done():
-            task.cancel()
-            await asyncio.wait((task,))
+            await _end(task)
         if not task.cancelled():
             # Otherwise asyncio would log the exception of the work after the waiting task was cancelled.
             task.exception()
     if task.cancelled():
         raise no_answer(seconds)
     return task.result()
+
+
+async def _end(task: asyncio.Task[Any]) -> None:
+    """Cancel a task, and wait until it has ended, even if the waiting task is cancelled in the meantime.
+
+    The caller then closes the connection.  If the driver's call still ran, it would fail, and ``asyncio.run`` would log
+    that.  The driver may have lost the first cancellation, see :func:`within`.
+    """
+    interrupt = None
+    while not task.done():
+        task.cancel()
+        try:
+            await asyncio.wait((task,), timeout=CATCH_UP)
+        except asyncio.CancelledError as e:
+            interrupt = e
+    if interrupt is not None:
+        raise interrupt
 
 
 def no_answer(seconds: float) -> TimeoutError:

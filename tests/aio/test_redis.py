@@ -727,6 +727,59 @@ class TestWithin:
 
         in_loop(main)
 
+    def test_work_that_loses_a_cancellation_ends(self) -> None:
+        # Given work that loses its first cancellation, as `asyncio.wait_for` before Python 3.12 may do
+        async def lose_one() -> None:
+            try:
+                await asyncio.sleep(PATIENCE)
+            except asyncio.CancelledError:
+                await asyncio.sleep(PATIENCE)
+
+        async def main() -> None:
+            # When its time is over, then the waiting task gets the error
+            with pytest.raises(TimeoutError, match="10 milliseconds"):
+                await within(0.01, lose_one())
+            # And when the waiting task is cancelled again and again
+            before = asyncio.all_tasks()
+            task = asyncio.create_task(within(PATIENCE, lose_one()))
+            await asyncio.sleep(0.01)
+            while not task.done():
+                task.cancel()
+                await asyncio.sleep(0)
+            # Then the work has ended before the task
+            assert task.cancelled() and asyncio.all_tasks() == before
+
+        in_loop(main)
+
+    def test_a_connection_is_closed_after_the_driver_has_ended(self, backend: RedisBackend) -> None:
+        # Given a task that connects
+        connector = Connector.of(backend.transport)
+        assert connector is not None
+        outcomes: list[object] = []
+
+        async def main(turns: int, more: int) -> None:
+            before = asyncio.all_tasks()
+            connecting = asyncio.create_task(connector.connect())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            # When it and the driver's task are cancelled, and it is cancelled again some turns of the loop later
+            tasks = {connecting} | asyncio.all_tasks() - before
+            for task in tasks:
+                task.cancel()
+            for _ in range(more):
+                await asyncio.sleep(0)
+            connecting.cancel()
+            await asyncio.wait(tasks)
+            outcomes.extend(task.cancelled() or task.exception() for task in tasks)
+            if not connecting.cancelled():
+                await connecting.result().disconnect()
+
+        for turns in range(30):
+            for more in range(5):
+                in_loop(partial(main, turns, more))
+        # Then no task has failed
+        assert set(outcomes) <= {True, None}
+
     def test_work_in_an_event_loop_has_a_timeout(self) -> None:
         async def main() -> None:
             # Given work that takes too long, work that fails, and work that does neither
