@@ -19,6 +19,7 @@ from typing import Final
 import dramatiq
 from dramatiq.brokers.stub import StubBroker
 
+from .. import _time as time
 from ..backends import SQLiteBackend
 from ..middleware import StatusMiddleware
 from .demo_jobs import CHILDREN, declare
@@ -116,9 +117,8 @@ def _print_note(text: str) -> None:
 
 
 def _wait_for_interrupt() -> None:
-    import threading
-
-    threading.Event().wait()
+    while True:
+        time.sleep(3600)
 
 
 @contextmanager

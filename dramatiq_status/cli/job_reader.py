@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from queue import Empty, SimpleQueue
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -99,7 +100,9 @@ class JobReader:
         self._known: dict[str, Snapshot] = {}
         # The first read raises the errors of the store, because there is no view to show yet.
         self._view = self._read()
-        self._changed = threading.Event()
+        # Ctrl-C in the wait of a `threading.Event` may raise a RuntimeError instead of KeyboardInterrupt: between the
+        # release of the event's lock and the wait itself. The wait for this queue is one call of C.
+        self._changes: SimpleQueue[None] = SimpleQueue()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="dramatiq-status-reader", daemon=True)
         self._thread.start()
@@ -109,11 +112,14 @@ class JobReader:
         """The newest view."""
         return self._view
 
-    def wait(self, seconds: float) -> bool:
-        """Wait for a new view, or for the end of the time.  Return whether there is a new view."""
-        changed = self._changed.wait(seconds)
-        self._changed.clear()
-        return changed
+    def wait(self, seconds: float) -> None:
+        """Wait for a new view, or for the end of the time."""
+        try:
+            self._changes.get(timeout=seconds)
+            while True:
+                self._changes.get_nowait()
+        except Empty:
+            pass
 
     def renew(self) -> None:
         """Watch the jobs that the list has now, from the next read on."""
@@ -151,11 +157,11 @@ class JobReader:
                 retry = min(_LAST_RETRY, retry * _BACK_OFF) if before.problem else _FIRST_RETRY
                 self._missing.clear()
                 self._view = before._replace(problem=str(e), retry_at=time.monotonic() + retry)
-                self._changed.set()
+                self._changes.put(None)
                 continue
             view = self._view
             is_new = before.problem or (before.vanished, before.added) != (view.vanished, view.added)
             is_new = is_new or before.found != view.found
             pause = _SHORTEST if is_new else min(pause * _BACK_OFF, _LONGEST)
             if is_new:
-                self._changed.set()
+                self._changes.put(None)

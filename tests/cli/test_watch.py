@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from dramatiq_status import StatusRegistry
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import RedisBackend, SQLiteBackend
 from dramatiq_status.cli import outputs
-from dramatiq_status.cli.job_reader import JobsView
+from dramatiq_status.cli.job_reader import JobReader, JobsView
 from dramatiq_status.cli.jobs import present
 from dramatiq_status.record import ATTEMPTS, COMPLETED, FAILED, QUEUED, SCHEDULED_AT
 from dramatiq_status.testing.updates import enqueue, finish, named, start, write
@@ -129,6 +130,33 @@ def test_a_picture_never_fills_the_screen(store: SQLiteBackend, watch: Watch, co
     session.send("\x03")
     assert session.end() == 130
     assert "stopped watching" in "".join(session.lines)
+
+
+def test_ctrl_c_at_any_point_of_a_wait_is_no_other_error(store: SQLiteBackend) -> None:
+    reader = JobReader(lambda ids: StatusRegistry.batch(ids, backend=store), [send(store, 0)])
+
+    def interrupted_at(event: int) -> bool:
+        # Python calls this at the begin and at the end of each call.
+        def count(*_: object) -> None:
+            nonlocal event
+            event -= 1
+            if event == 0:
+                raise KeyboardInterrupt
+
+        try:
+            sys.setprofile(count)
+            reader.wait(0.001)
+            event = 0
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.setprofile(None)
+        return False
+
+    # When an interrupt strikes at each point of a wait, then no other exception replaces it
+    last = next(event for event in itertools.count(1) if not interrupted_at(event))
+    assert last > 3
+    reader.close()
 
 
 def test_other_jobs_take_the_rows_of_completed_ones(store: SQLiteBackend, watch: Watch) -> None:
