@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -89,6 +90,17 @@ def test_the_files_of_the_distributions_have_one_time_owner_and_mode(distributio
     (path,) = distributions.glob("*.whl")
     with zipfile.ZipFile(path) as archive:
         assert len({info.date_time for info in archive.infolist()}) == 1
+
+
+def test_files_that_are_no_sources_do_not_matter(source: Path, tmp_path: Path) -> None:
+    # Given a file beside the sources that cannot be copied, like a file that a test of another process removes
+    pipe = source / ".coverage.of-another-process"
+    os.mkfifo(pipe)
+    # When the distributions are built
+    run(source / "scripts" / "package", tmp_path, cwd=source)
+    pipe.unlink()
+    # Then both of them are there
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_dramatiq_is_the_only_hard_dependency() -> None:
