@@ -94,8 +94,7 @@ def proxy(redis_server: RedisServer, redis_url: str) -> Iterator[Proxy]:
 @pytest.fixture
 def dripping(proxy: Proxy) -> Iterator[RedisBackend]:
     """Yield a backend that is connected to a server whose replies drip."""
-    backend = RedisBackend(host="127.0.0.1", port=proxy.port, timeout=TIMEOUT)
-    backend.update("m", enqueue())
+    backend = filled(partial(RedisBackend, host="127.0.0.1", port=proxy.port), [("m", enqueue())])
     proxy.drip = DRIP
     yield backend
     backend.close()
@@ -167,20 +166,24 @@ def test_subscribing_with_replies_byte_by_byte_ends_at_the_timeout(dripping: Red
 )
 def test_replies_byte_by_byte_without_hiredis_and_with_gevent(proxy: Proxy, before: str) -> None:
     # Given a process without hiredis, or with gevent
+    filled(partial(RedisBackend, host="127.0.0.1", port=proxy.port), [("m", enqueue())]).close()
     script = f"""
         {before}
         import sys
         from dramatiq_status import BackendError
         from dramatiq_status.backends import RedisBackend
-        from dramatiq_status.update import EnqueueId, Kind, Update
         backend = RedisBackend(host="127.0.0.1", port={proxy.port}, timeout={TIMEOUT})
-        backend.update("m", Update(Kind.ENQUEUE, EnqueueId(1, 1), fields={{f":{{n}}": '"x"' for n in range(100)}}))
-        print("ready", flush=True)
-        for line in sys.stdin:
+        def answers():
             try:
                 backend.read("m")
+                return True
             except BackendError:
-                print("failed", flush=True)
+                return False
+        while not answers():
+            pass
+        print("ready", flush=True)
+        for line in sys.stdin:
+            print("answered" if answers() else "failed", flush=True)
         """
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

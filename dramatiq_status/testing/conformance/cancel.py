@@ -7,7 +7,6 @@ from uuid import uuid4
 
 import pytest
 
-from ... import _time as time
 from ...backend import Query, StatusBackend
 from ...cancel_log import mark_of
 from ...decoding import take_snapshot
@@ -20,12 +19,11 @@ from ...record import (
     FAILED,
     QUEUED,
     STATE,
-    Record,
 )
 from ...snapshot import Snapshot
 from ...update import Outcome, Update
 from ..updates import cancel, enqueue, finish, start, write
-from .store import PausableServer, StoreTests, listed, together
+from .store import PausableServer, StoreTests, listed, together, until_answered
 
 #: Number of repetitions of a race.
 ROUNDS = 8
@@ -154,17 +152,19 @@ class Cancels(StoreTests):
     ) -> None:
         # Given a message that waits, in a store that hangs
         server, backend = outage
-        backend.update(message_id, enqueue())
+        until_answered(lambda: backend.update(message_id, enqueue()))
         server.pause()
         # When it is cancelled
         with pytest.raises(BackendError):
             backend.update(message_id, cancel())
         # Then the store has carried out the whole request or nothing of it, and it accepts the request again
         server.resume()
-        record = wait_until_up(backend, message_id)
+        record = until_answered(lambda: backend.read(message_id))
+        assert record is not None
         assert (CANCELLED in record) == (CANCEL_REQUESTED_AT in record) == (record[STATE] == str(FAILED))
-        assert backend.update(message_id, cancel()) in (Outcome.APPLIED, Outcome.CANCELLED)
-        assert snapshot_of(backend, message_id).cancelled
+        outcome = until_answered(lambda: backend.update(message_id, cancel()))
+        assert outcome in (Outcome.APPLIED, Outcome.CANCELLED)
+        assert until_answered(lambda: snapshot_of(backend, message_id)).cancelled
 
     @pytest.mark.parametrize("first", [enqueue(), start(1)], ids=["waiting", "running"])
     def test_two_requests_at_the_same_time(self, backend: StatusBackend, message_id: str, first: Update) -> None:
@@ -251,20 +251,6 @@ def snapshot_of(backend: StatusBackend, message_id: str) -> Snapshot:
     snapshot = take_snapshot(message_id, backend.read(message_id), backend.now())
     assert snapshot is not None
     return snapshot
-
-
-def wait_until_up(backend: StatusBackend, message_id: str) -> Record:
-    """Read a record as soon as the store answers again."""
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            record = backend.read(message_id)
-        except BackendError:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        else:
-            assert record is not None
-            return record
 
 
 def race(backend: StatusBackend, message_id: str, *updates: Update) -> list[Outcome]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -13,7 +14,7 @@ from ...errors import BackendError
 from ...registry import StatusRegistry
 from ...update import Outcome
 from ..updates import enqueue, outside, start, write
-from .store import PausableServer, StoreTests
+from .store import PausableServer, StoreTests, until_answered
 
 
 class Outages(StoreTests):
@@ -22,7 +23,7 @@ class Outages(StoreTests):
     def test_a_server_that_does_not_answer(self, outage: tuple[PausableServer, StatusBackend], message_id: str) -> None:
         # Given a server that accepts connections and sends no replies
         server, backend = outage
-        backend.update(message_id, start(1))
+        until_answered(lambda: backend.update(message_id, start(1)))
         server.pause()
         # When a call uses an open connection, and others open new ones
         # Then each call raises BackendError with a cause
@@ -35,7 +36,8 @@ class Outages(StoreTests):
         # Given calls whose time-out has passed
         server, backend = outage
         ids = [uuid4().hex for _ in range(5)]
-        backend.update_many([(message_id, start(1, mark=f'"{message_id}"')) for message_id in ids])
+        updates = [(message_id, start(1, mark=f'"{message_id}"')) for message_id in ids]
+        until_answered(lambda: backend.update_many(updates))
         server.pause()
         for message_id in ids[:2]:
             with pytest.raises(BackendError):
@@ -43,13 +45,13 @@ class Outages(StoreTests):
         # When the server sends their replies
         server.resume()
         # Then later calls get their own replies
-        found = [backend.read(message_id) for message_id in ids]
+        found = [until_answered(partial(backend.read, message_id)) for message_id in ids]
         assert [record and record[":mark"] for record in found] == [f'"{message_id}"' for message_id in ids]
 
     def test_a_server_that_is_down(self, outage: tuple[PausableServer, StatusBackend], message_id: str) -> None:
         # Given a server that is down, and a backend with connections to it
         server, backend = outage
-        backend.update(message_id, start(1))
+        until_answered(lambda: backend.update(message_id, start(1)))
         server.stop()
         # When a caller reads, writes or deletes
         # Then the call raises BackendError
@@ -63,7 +65,7 @@ class Outages(StoreTests):
     ) -> None:
         # Given a running message, and a server that is down
         server, backend = outage
-        backend.update(message_id, start(1))
+        until_answered(lambda: backend.update(message_id, start(1)))
         server.stop()
         for call in reads_of(backend, message_id):
             # When the message's status is read in any way
@@ -90,7 +92,7 @@ class Outages(StoreTests):
     ) -> None:
         # Given a server that is down, and a backend with connections to it
         server, backend = outage
-        backend.update(message_id, start(1))
+        until_answered(lambda: backend.update(message_id, start(1)))
         server.stop()
         # When an update is begun and completed
         # Then one of the two calls raises BackendError
@@ -100,32 +102,33 @@ class Outages(StoreTests):
     def test_a_server_that_is_back(self, outage: tuple[PausableServer, StatusBackend], message_id: str) -> None:
         # Given a server that is down, and a call that has failed because of it
         server, backend = outage
-        backend.update(message_id, start(1))
+        until_answered(lambda: backend.update(message_id, start(1)))
         server.stop()
         with pytest.raises(BackendError):
             backend.read(message_id)
         # When the server starts again, without records
         server.start()
         # Then the same backend uses it again
-        assert backend.update(message_id, write(1, 2)) is Outcome.MISSING
-        assert backend.update(message_id, write(1, 2, create=True)) is Outcome.APPLIED
-        assert backend.read(message_id) is not None
+        for update, outcome in (write(1, 2), Outcome.MISSING), (write(1, 2, create=True), Outcome.APPLIED):
+            assert until_answered(partial(backend.update, message_id, update)) is outcome
+        assert until_answered(lambda: backend.read(message_id)) is not None
 
     @pytest.mark.parametrize("name", ["update", "read"])
     def test_a_restart_between_two_calls(
         self, outage: tuple[PausableServer, StatusBackend], message_id: str, name: str
     ) -> None:
-        # Given a connection that the server has closed between two calls
         server, backend = outage
-        backend.update(message_id, enqueue())
-        server.stop()
-        server.start()
-        # When the backend makes the next call
+
+        def call_after_restart() -> Any:
+            # Given a connection that the server has closed between two calls
+            until_answered(lambda: backend.update(message_id, enqueue()))
+            server.stop()
+            server.start()
+            # When the backend makes the next call
+            return backend.update(message_id, enqueue()) if name == "update" else backend.read(message_id)
+
         # Then it opens a new connection
-        if name == "update":
-            assert backend.update(message_id, enqueue()) is Outcome.APPLIED
-        else:
-            assert backend.read(message_id) is None
+        assert until_answered(call_after_restart) is (Outcome.APPLIED if name == "update" else None)
 
 
 def reads_of(backend: StatusBackend, message_id: str) -> list[Callable[[], Any]]:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 
 import pytest
@@ -14,8 +14,11 @@ import pytest
 from ... import _time as time
 from ...backend import Listed, Query, StatusBackend, answered, now_ms
 from ...cursor import Cursor
+from ...errors import BackendError
 from ...record import Record
 from ...update import Update
+
+T = TypeVar("T")
 
 
 class PausableServer(Protocol):
@@ -95,6 +98,19 @@ class StoreTests:
 def read_many(backend: StatusBackend, message_ids: Sequence[str]) -> list[Record | None]:
     """Read records, and raise the error of a record that the store cannot read."""
     return [answered(found) for found in backend.read_many(message_ids)]
+
+
+def until_answered(call: Callable[[], T]) -> T:
+    """Repeat a call until the store answers in time, and return the result.  With a short time-out, a call may fail on
+    a busy machine.
+    """
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return call()
+        except BackendError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def together(*functions: Callable[[], None]) -> None:
