@@ -13,8 +13,9 @@ from ..backends.redis.clock import ServerClock
 from ..backends.redis.driver import hang_ups
 from ..backends.redis.requests import Exchange, Request, failure_of
 from ..errors import BackendError
-from .connector import CATCH_UP, Connector, error_for, no_answer, within
+from .connector import Connector, error_for
 from .stream import Stream, stream_of
+from .tasks import CATCH_UP, end_of, no_answer, within
 
 #: Maximum number of calls that are sent together.
 CALLS_PER_SEND: Final = 100
@@ -178,19 +179,19 @@ class PipelinedConnection:
 
     async def close(self) -> None:
         """Close the connection.  Calls that are under way fail."""
-        task = self._task
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+        try:
+            if self._task is not None:
+                await end_of(self._task)
+        finally:
             # A task that was cancelled before it began does not reset this attribute itself.
             self._task = None
-        if self._lone is not None:
-            self._lone.fail(BackendError("Redis: the connection was closed."))
-        self._fail("the connection was closed.")
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
-        await self._disconnect()
+            if self._lone is not None:
+                self._lone.fail(BackendError("Redis: the connection was closed."))
+            self._fail("the connection was closed.")
+            if self._alarm is not None:
+                self._alarm.cancel()
+                self._alarm = None
+            await self._disconnect()
 
     # Deadlines
 

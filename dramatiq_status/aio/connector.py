@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from functools import partial
 from inspect import signature
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from .. import _time as time
 from ..backends.redis.connection import Address, address_of
@@ -14,6 +14,7 @@ from ..backends.redis.driver import driver_of, errors
 from ..backends.redis.requests import failure_of
 from ..backends.redis.sentinel import MasterPool
 from ..backends.redis.transport import Transport
+from .tasks import within
 
 #: Names of the driver's classes of connections that ``redis.asyncio`` has as well.
 _KINDS: Final = frozenset(("Connection", "SSLConnection", "UnixDomainSocketConnection"))
@@ -30,11 +31,6 @@ _PARAMETERS: Final = frozenset(
         *("encoding", "encoding_errors", "decode_responses"),
     )
 )
-
-T = TypeVar("T")
-
-#: Seconds in which a call reads replies that arrived while the event loop was blocked.
-CATCH_UP: Final = 0.05
 
 
 class Connector:
@@ -81,8 +77,10 @@ class Connector:
                     return None
         if isinstance(pool, MasterPool):
             return Connector(kind, parameters, pool.timeout, partial(_locate_master, pool), pool)
-        # On a cluster, the pool has the address of one node, which may be down.
-        locate = None if transport.pipelines else partial(transport.connect, address_of)
+        # On a cluster, the pool has the address of one node, which may be down.  The driver's pool of replicas that
+        # Sentinels name has no address.
+        has_address = transport.pipelines and "connection_pool" not in pool.parameters
+        locate = None if has_address else partial(transport.connect, address_of)
         return Connector(kind, parameters, pool.timeout, locate)
 
     def is_outdated(self, connection: Any) -> bool:
@@ -123,68 +121,6 @@ def _locate_master(master: MasterPool) -> Address:
         return master.locate(time.monotonic() + master.timeout)
     except errors() as e:
         raise failure_of(e) from e
-
-
-async def within(seconds: float, work: Coroutine[Any, Any, T], later: Callable[[float], float] = lambda end: end) -> T:
-    """Wait for some work, for at most `seconds`.
-
-    After an event loop was blocked, it may call its timers before it reads the replies that have arrived in the
-    meantime.  The work then has :data:`CATCH_UP` more seconds.
-
-    ``asyncio.wait_for`` before Python 3.12 loses a cancellation if the work ends at the same time (bpo-37658), and the
-    driver calls ``asyncio.wait_for``, too.  With it, code that cancels a task might wait forever for the task's end.
-
-    Parameters:
-      seconds(float)
-      work(Coroutine)
-      later(Callable): Takes the original deadline and returns the present one, by the loop's clock.
-
-    Raises:
-      TimeoutError: When the time is over.
-    """
-    clock = asyncio.get_running_loop().time
-    task = asyncio.create_task(work)
-    end = clock() + seconds
-    caught_up = False
-    try:
-        while not task.done():
-            left = later(end) - clock()
-            if left <= 0:
-                if caught_up or left > -CATCH_UP:
-                    break
-                caught_up, left = True, CATCH_UP
-            await asyncio.wait((task,), timeout=left)
-    finally:
-        if not task.done():
-            await _end(task)
-        if not task.cancelled():
-            # Otherwise asyncio would log the exception of the work after the waiting task was cancelled.
-            task.exception()
-    if task.cancelled():
-        raise no_answer(seconds)
-    return task.result()
-
-
-async def _end(task: asyncio.Task[Any]) -> None:
-    """Cancel a task, and wait until it has ended, even if the waiting task is cancelled in the meantime.
-
-    The caller then closes the connection.  If the driver's call still ran, it would fail, and ``asyncio.run`` would log
-    that.  The driver may have lost the first cancellation, see :func:`within`.
-    """
-    interrupt = None
-    while not task.done():
-        task.cancel()
-        try:
-            await asyncio.wait((task,), timeout=CATCH_UP)
-        except asyncio.CancelledError as e:
-            interrupt = e
-    if interrupt is not None:
-        raise interrupt
-
-
-def no_answer(seconds: float) -> TimeoutError:
-    """Return the error of a call that has taken too long."""
-    return TimeoutError(f"no answer within {seconds * 1000:g} milliseconds.")
 
 
 async def disconnect(connection: Any, *, nowait: bool = False) -> None:

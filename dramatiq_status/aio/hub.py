@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 from itertools import count, islice
 from math import inf
@@ -13,6 +13,7 @@ from ..backend import StatusBackend
 from ..errors import BackendError
 from ..following import BACK_OFF, PollSchedule
 from ..snapshot import Snapshot
+from .tasks import end_of
 
 #: Maximum number of messages that are read together.  The loop does nothing else while it decodes them.
 READS_PER_CALL: Final = 500
@@ -256,11 +257,11 @@ class Hub:
             self._gone[watched.message_id] = None
             self._wake_up.set()
         if not self._watched:
-            await _end_of(self._cancel())
+            await end_of(*self._cancel())
 
     async def close(self) -> None:
         """End all watches: each raises :class:`HubClosed`."""
-        await _end_of(self._end(HubClosed("The backend was closed while a status was watched.")))
+        await end_of(*self._end(HubClosed("The backend was closed while a status was watched.")))
 
     # Reading
 
@@ -429,8 +430,3 @@ class Hub:
         for task in tasks:
             task.cancel()
         return [task for task in tasks if not task.done()]
-
-
-async def _end_of(tasks: Collection[asyncio.Task[None]]) -> None:
-    if tasks:
-        await asyncio.wait(tasks)

@@ -17,7 +17,8 @@ from ..snapshot import Snapshot
 from ..update import Outcome, Update
 from .backend import AsyncBackend
 from .connection import PipelinedConnection
-from .connector import Connector, disconnect, error_for, within
+from .connector import Connector, disconnect, error_for
+from .tasks import within
 
 
 class AsyncCluster(AsyncBackend):
@@ -79,8 +80,10 @@ class AsyncRedis(AsyncCluster):
         return await self._drive(self._operations.count(query))
 
     async def close(self) -> None:
-        await super().close()
-        await self._connection.close()
+        try:
+            await super().close()
+        finally:
+            await self._connection.close()
 
     async def _drive(self, steps: Steps[T]) -> T:
         """Run an operation to its end."""

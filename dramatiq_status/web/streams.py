@@ -11,6 +11,8 @@ from typing import Any, Final
 
 from starlette.types import Message, Receive, Scope, Send
 
+from ..aio.tasks import end_of
+
 #: Seconds of silence after which a comment is sent, so that proxies keep the connection.
 COMMENT_INTERVAL: Final = 15.0
 
@@ -149,13 +151,11 @@ class EventStream:
             pass
         finally:
             self._streams.remove(self)
-            tasks = [task for task in (self._leaving, self._next) if task is not None and not task.done()]
             self._is_over = True
-            for task in tasks:
-                task.cancel()
-            if tasks:
-                await asyncio.wait(tasks)
-            await self._source.aclose()
+            try:
+                await end_of(*(task for task in (self._leaving, self._next) if task is not None))
+            finally:
+                await self._source.aclose()
 
     async def _send_events(self, send: Send) -> None:
         loop = asyncio.get_running_loop()

@@ -24,3 +24,10 @@ def patient(server: RedisServer) -> Iterator[RedisBackend]:
     """Yield a backend with a time-out that is longer than any pause of a test."""
     with closing(RedisBackend(url=server.url, timeout=20_000)) as backend:
         yield backend
+
+
+@pytest.fixture
+def jobs(redis_url: str) -> Iterator[RedisBackend]:
+    """Yield the backend of the jobs that are watched."""
+    with closing(RedisBackend(url=redis_url, timeout=20_000)) as backend:
+        yield backend

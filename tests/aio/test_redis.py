@@ -22,7 +22,7 @@ import redis
 from dramatiq_status import BackendError, Snapshot, State, StatusRegistry, StatusTimeout, aio
 from dramatiq_status.aio import connection as aio_connection
 from dramatiq_status.aio import redis as aio_redis
-from dramatiq_status.aio.connector import Connector, within
+from dramatiq_status.aio.connector import Connector
 from dramatiq_status.aio.store import async_backend
 from dramatiq_status.backends import RedisBackend
 
@@ -39,13 +39,6 @@ NEVER = 3_600_000
 
 #: Client name of the event loops' connections on the server.
 NAME = "loop"
-
-
-@pytest.fixture
-def jobs(redis_url: str) -> Iterator[RedisBackend]:
-    """Yield the backend of the jobs that are watched."""
-    with closing(RedisBackend(url=redis_url, timeout=20_000)) as backend:
-        yield backend
 
 
 @pytest.fixture
@@ -706,95 +699,6 @@ class TestOneLineForAll:
         assert connector(ssl_validate_ocsp=True) is None
         assert connector(redis_connect_func=print) is None
         assert connector(ssl_ca_certs="x") is not None
-
-
-class TestWithin:
-    def test_a_cancellation_is_never_forgotten(self) -> None:
-        # Given a task that waits for other work
-        async def main() -> None:
-            for ticks in range(5):
-                gate = asyncio.Event()
-                task = asyncio.create_task(within(PATIENCE, gate.wait()))
-                await asyncio.sleep(0.01)
-                # When the work ends, and the task is cancelled at about the same time
-                gate.set()
-                for _ in range(ticks):
-                    await asyncio.sleep(0)
-                cancelled = task.cancel()
-                # Then the task is cancelled, unless it has ended before
-                await asyncio.wait([task])
-                assert task.cancelled() or not cancelled
-
-        in_loop(main)
-
-    def test_work_that_loses_a_cancellation_ends(self) -> None:
-        # Given work that loses its first cancellation, as `asyncio.wait_for` before Python 3.12 may do
-        async def lose_one() -> None:
-            try:
-                await asyncio.sleep(PATIENCE)
-            except asyncio.CancelledError:
-                await asyncio.sleep(PATIENCE)
-
-        async def main() -> None:
-            # When its time is over, then the waiting task gets the error
-            with pytest.raises(TimeoutError, match="10 milliseconds"):
-                await within(0.01, lose_one())
-            # And when the waiting task is cancelled again and again
-            before = asyncio.all_tasks()
-            task = asyncio.create_task(within(PATIENCE, lose_one()))
-            await asyncio.sleep(0.01)
-            while not task.done():
-                task.cancel()
-                await asyncio.sleep(0)
-            # Then the work has ended before the task
-            assert task.cancelled() and asyncio.all_tasks() == before
-
-        in_loop(main)
-
-    def test_a_connection_is_closed_after_the_driver_has_ended(self, backend: RedisBackend) -> None:
-        # Given a task that connects
-        connector = Connector.of(backend.transport)
-        assert connector is not None
-        outcomes: list[object] = []
-
-        async def main(turns: int, more: int) -> None:
-            before = asyncio.all_tasks()
-            connecting = asyncio.create_task(connector.connect())
-            for _ in range(turns):
-                await asyncio.sleep(0)
-            # When it and the driver's task are cancelled, and it is cancelled again some turns of the loop later
-            tasks = {connecting} | asyncio.all_tasks() - before
-            for task in tasks:
-                task.cancel()
-            for _ in range(more):
-                await asyncio.sleep(0)
-            connecting.cancel()
-            await asyncio.wait(tasks)
-            outcomes.extend(task.cancelled() or task.exception() for task in tasks)
-            if not connecting.cancelled():
-                await connecting.result().disconnect()
-
-        for turns in range(30):
-            for more in range(5):
-                in_loop(partial(main, turns, more))
-        # Then no task has failed
-        assert set(outcomes) <= {True, None}
-
-    def test_work_in_an_event_loop_has_a_timeout(self) -> None:
-        async def main() -> None:
-            # Given work that takes too long, work that fails, and work that does neither
-            # When a task waits for the work
-            # Then the task gets the error or the result
-            with pytest.raises(TimeoutError, match="10 milliseconds"):
-                await within(0.01, asyncio.sleep(PATIENCE))
-            with pytest.raises(ZeroDivisionError):
-                await within(PATIENCE, fail())
-            assert await within(PATIENCE, asyncio.sleep(0, "done")) == "done"
-
-        async def fail() -> None:
-            raise ZeroDivisionError
-
-        in_loop(main)
 
 
 class TestManyServers:

@@ -93,6 +93,22 @@ def test_a_client_that_sentinels_have_made(sentinels: RedisSentinels) -> None:
     backend.close()
 
 
+def test_a_client_of_replicas_that_sentinels_have_made(sentinels: RedisSentinels) -> None:
+    # Given a record on a master, and a client of its replicas
+    backend = RedisBackend(url=sentinels.master.url, timeout=PATIENT)
+    backend.update("m", enqueue())
+    replicas = RedisBackend(
+        client=redis.Sentinel(sentinels.addresses).slave_for(sentinels.service_name), timeout=PATIENT
+    )
+    # When a thread and an event loop read it
+    eventually(lambda: replicas.read("m") is not None)
+    found = asyncio.run(aio.StatusRegistry.read("m", backend=replicas))
+    # Then the replica answers both
+    assert found is not None and found.queued
+    for one in (backend, replicas):
+        one.close()
+
+
 def test_valkeys_client_that_sentinels_have_made(sentinels: RedisSentinels) -> None:
     # Given a client that valkey-py's Sentinel has made
     valkey = pytest.importorskip("valkey.sentinel")

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import redis
 from starlette.requests import Request
+from starlette.types import Message
 
 from dramatiq_status import Snapshot
 from dramatiq_status.backends import MemcachedBackend, RedisBackend
@@ -319,3 +320,37 @@ def test_an_authorize_that_fails_ends_the_stream(backend: RedisBackend, job: Job
 
     with serving(status_app(authorize=once, backend=backend)) as site:
         assert site.ask("POST", "/events", {"messages": [{"id": job.message_id}]}).status == 500
+
+
+def test_a_stream_that_is_cancelled_again_as_it_ends_closes_its_source() -> None:
+    ends: list[str] = []
+
+    async def source() -> AsyncGenerator[bytes, None]:
+        try:
+            await asyncio.sleep(PATIENCE)
+            yield b""
+        finally:
+            # A watch takes some turns of the loop to end.
+            await asyncio.sleep(0.01)
+            ends.append("source")
+
+    async def stay() -> Message:
+        await asyncio.sleep(PATIENCE)
+        return {}
+
+    async def ignore(_: object = None) -> None:
+        pass
+
+    async def main() -> None:
+        # Given an open stream
+        stream = streams.EventStream(streams.Streams(), source(), ignore)
+        running = asyncio.create_task(stream.run({"method": "GET"}, stay, ignore))
+        await asyncio.sleep(0.01)
+        # When the server cancels it in each turn of the loop
+        while not running.done():
+            running.cancel()
+            await asyncio.sleep(0)
+        # Then its source has ended before
+        assert running.cancelled() and ends == ["source"]
+
+    asyncio.run(main())
