@@ -11,7 +11,7 @@ import pytest
 
 from dramatiq_status import BackendError, aio
 from dramatiq_status.aio import connection as aio_connection
-from dramatiq_status.aio.connector import CATCH_UP
+from dramatiq_status.aio.tasks import CATCH_UP
 from dramatiq_status.backends import RedisBackend
 
 from ..jobs import Job
