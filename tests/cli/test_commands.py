@@ -19,7 +19,7 @@ from redis import Redis
 
 from dramatiq_status import Snapshot, StatusRegistry
 from dramatiq_status.backend import StatusBackend
-from dramatiq_status.backends import MemcachedBackend, RedisBackend, SQLiteBackend
+from dramatiq_status.backends import RedisBackend, SQLiteBackend, backend_from_url
 from dramatiq_status.cli.main import main
 from dramatiq_status.cli.text import width
 from dramatiq_status.history import run_ended
@@ -67,12 +67,12 @@ def every_place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Plac
     if request.param == "sqlite":
         backend, url = SQLiteBackend(tmp_path / "status.db", timeout=20_000), f"sqlite:///{tmp_path}/status.db"
     elif request.param == "redis":
-        url = request.getfixturevalue("redis_url")
-        backend = RedisBackend(url=url, timeout=20_000)
+        url = request.getfixturevalue("redis_url") + "?timeout=20000"
+        backend = backend_from_url(url)
     else:
         request.getfixturevalue("memcached_url")
-        address = request.getfixturevalue("memcached_server").address
-        backend, url = MemcachedBackend(servers=address, timeout=20_000), f"memcached://{address}"
+        url = request.getfixturevalue("memcached_server").url + "?timeout=20000"
+        backend = backend_from_url(url)
     yield Place(backend, url)
     backend.close()
 
@@ -182,7 +182,16 @@ def test_redis_publishes_the_end_of_a_job(redis_url: str, monkeypatch: pytest.Mo
     with closing(RedisBackend(url=redis_url, timeout=20_000)) as backend, closing(Redis.from_url(redis_url)) as client:
         fill(backend)
         done: list[int] = []
-        arguments = ["wait", IDS["queued"], IDS["working"], "--any", "--timeout", "30", "--url", redis_url]
+        arguments = [
+            "wait",
+            IDS["queued"],
+            IDS["working"],
+            "--any",
+            "--timeout",
+            "30",
+            "--url",
+            f"{redis_url}?timeout=20000",
+        ]
         thread = threading.Thread(target=lambda: done.append(main(arguments)))
         thread.start()
         # When a job ends after the command has subscribed to its changes
@@ -327,14 +336,13 @@ def test_a_page_of_a_list_on_a_terminal(place: Place) -> None:
     assert lines[4:6] == [" 2 of 5, last changed first; the next page:", f" --after {page[-1].cursor}"]
 
 
-def test_a_store_that_cannot_list(
-    memcached_url: str, memcached_server: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["list", "--url", f"memcached://{memcached_server.address}"]) == 2
+def test_a_store_that_cannot_list(memcached_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"{memcached_url}?timeout=20000"
+    assert main(["list", "--url", url]) == 2
     error = capsys.readouterr().err
     assert "cannot list" in error and len(error.splitlines()) == 1
     # And an unknown id has no hint to list
-    assert main(["get", "zzzzzzzz", "--url", f"memcached://{memcached_server.address}"]) == 3
+    assert main(["get", "zzzzzzzz", "--url", url]) == 3
     assert capsys.readouterr().err.endswith("or its status has expired.\n")
 
 

@@ -296,7 +296,7 @@ def test_a_store_that_cannot_list(browser: Browser) -> None:
 
 def test_a_store_that_goes_away(tab: Tab, start_server: StartServer) -> None:
     server = start_server(RedisServer())
-    with closing(RedisBackend(url=server.url, timeout=500)) as backend:
+    with closing(RedisBackend(url=server.url, timeout=20_000)) as backend:
         start(backend, 420)
         with serving(mounted(backend)) as site:
             tab.open(site.url + "/a/b/")

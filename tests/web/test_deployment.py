@@ -145,7 +145,7 @@ def test_a_server_that_restarts_under_200_elements(tab: Tab, backend: RedisBacke
 
 def test_a_stream_outlives_its_store(start_server: StartServer) -> None:
     server = start_server(RedisServer("--appendonly", "yes", "--appendfsync", "always"))
-    with closing(RedisBackend(url=server.url, timeout=500)) as backend:
+    with closing(RedisBackend(url=server.url, timeout=20_000)) as backend:
         job = start(backend, 420)
         with (
             serving(status_app(authorize=allow_all, backend=backend)) as site,

@@ -67,7 +67,7 @@ def _listens(port: int) -> bool:
 def test_an_example_shows_the_bar_of_a_job_to_its_end(example: str, tab: Tab, redis_url: str) -> None:
     port = free_port()
     server, worker = COMMANDS[example]
-    with running(server.format(port=port), redis_url), closing(RedisBackend(url=redis_url)) as backend:
+    with running(server.format(port=port), redis_url), closing(RedisBackend(url=redis_url, timeout=20_000)) as backend:
         eventually(lambda: _listens(port))
         # Given a page that has sent a job, and a worker that stops in the middle of the job
         tab.open(f"http://127.0.0.1:{port}").until_state("queued")

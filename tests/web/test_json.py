@@ -123,7 +123,7 @@ def test_authorize_may_be_a_coroutine_function_and_may_block(backend: RedisBacke
 
 def test_a_store_that_is_down_and_comes_back(start_server: StartServer) -> None:
     server = start_server(RedisServer())
-    with closing(RedisBackend(url=server.url, timeout=500)) as backend:
+    with closing(RedisBackend(url=server.url, timeout=20_000)) as backend:
         job = Job(backend).enqueue()
         with serving(status_app(authorize=allow_all, backend=backend)) as site:
             server.stop()

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -353,4 +354,6 @@ def test_a_stream_that_is_cancelled_again_as_it_ends_closes_its_source() -> None
         # Then its source has ended before
         assert running.cancelled() and ends == ["source"]
 
-    asyncio.run(main())
+    # While the browser of other tests runs, an event loop runs in this thread.
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, main()).result()
