@@ -171,8 +171,6 @@ class LineOutput:
             before = self._printed.get(message_id)
             is_over = message_id in view.vanished or (snapshot is not None and snapshot.finished)
             if before is None or before.key != line.key or (clock - before.at >= _REPEAT and not is_over):
-                if before is not None and is_over and before.key[0] == facts.state:
-                    continue
                 self._printed[message_id] = line
                 self._print_line(facts, now, is_over=is_over)
 

@@ -61,6 +61,9 @@ def test_the_demo_on_a_pipe(tmp_path: Path) -> None:
         f"demo-{number}": "Failed" if number == 4 else "Completed" for number in range(1, 6)
     }
     assert "Retrying   demo-3" in done.stdout and "5 jobs: 1 failed, 4 completed" in done.stderr
+    # And the count of the job whose messages still run after its end
+    thumbnails = [line for line in done.stdout.splitlines() if "demo-5" in line]
+    assert "its messages still run" in thumbnails[-2] and "60 of 60" in thumbnails[-1]
     # And the demo keeps its file
     (path,) = tmp_path.glob("*/demo.db")
     assert main(["get", "demo-4", "--url", f"sqlite:///{path}"]) == 1
