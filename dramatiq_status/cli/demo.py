@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import shutil
+import signal
 import subprocess
 import sys
 import webbrowser
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import mkdtemp
@@ -50,42 +51,46 @@ def demo(arguments: Namespace) -> int:
     # Dramatiq logs failed jobs with tracebacks, which would overwrite the picture.
     for name in ("dramatiq", "dramatiq_status"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    directory = Path(mkdtemp(prefix="dramatiq-status-"))
-    url = f"sqlite:///{directory / 'demo.db'}"
-    backend = SQLiteBackend(directory / "demo.db")
-    broker = StubBroker(middleware=[*(make() for make in dramatiq.middleware.default_middleware)])
-    broker.add_middleware(StatusMiddleware(backend=backend))
-    worker = dramatiq.Worker(broker, worker_timeout=100, worker_threads=_THREADS)
     is_verbose = arguments.progress != "quiet"
-    try:
-        ids = [broker.enqueue(message).message_id for message in declare(broker)]
-        with _page(url) if arguments.web else _nothing():
-            if is_verbose:
-                for line in wrap(_INTRODUCTION, terminal_of(sys.stderr).width - 1):
-                    _print_note(line)
-                _print_note(f"  export {VARIABLE}={url}\n   dramatiq-status watch {ids[0]}\n")
-            worker.start()
-            store = Store(backend, url, "demo")
-            output = output_for(arguments, url, is_batch=False, clock=True)
-            _, status = watch_jobs(store, ids, output, is_over=_is_over)
-            if status == INTERRUPTED:
-                return INTERRUPTED
-            if is_verbose:
-                print_next_commands(url, is_kept=arguments.keep)
-            if arguments.web:
-                _print_note("The page stays until Ctrl-C.")
-                try:
-                    worker.join()
-                    _wait_for_interrupt()
-                except KeyboardInterrupt:
-                    pass
-            return COMPLETED
-    finally:
-        worker.stop(timeout=1000)
-        broker.close()
-        backend.close()
+    with ExitStack() as stack:
+        # SIGTERM ends the demo as Ctrl-C does. Otherwise the process of the page and the directory would stay.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            stack.callback(signal.signal, number, signal.signal(number, signal.default_int_handler))
+        directory = Path(mkdtemp(prefix="dramatiq-status-"))
         if not arguments.keep:
-            shutil.rmtree(directory, ignore_errors=True)
+            stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        url = f"sqlite:///{directory / 'demo.db'}"
+        backend = stack.enter_context(closing(SQLiteBackend(directory / "demo.db")))
+        broker = StubBroker(middleware=[*(make() for make in dramatiq.middleware.default_middleware)])
+        stack.callback(broker.close)
+        broker.add_middleware(StatusMiddleware(backend=backend))
+        worker = dramatiq.Worker(broker, worker_timeout=100, worker_threads=_THREADS)
+        stack.callback(worker.stop, timeout=1000)
+        # The stack closes its last entry first: no further signal interrupts the end of the entries above.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            stack.callback(signal.signal, number, signal.SIG_IGN)
+        ids = [broker.enqueue(message).message_id for message in declare(broker)]
+        if arguments.web:
+            stack.enter_context(_page(url))
+        if is_verbose:
+            for line in wrap(_INTRODUCTION, terminal_of(sys.stderr).width - 1):
+                _print_note(line)
+            _print_note(f"  export {VARIABLE}={url}\n   dramatiq-status watch {ids[0]}\n")
+        worker.start()
+        store = Store(backend, url, "demo")
+        output = output_for(arguments, url, is_batch=False, clock=True)
+        _, status = watch_jobs(store, ids, output, is_over=_is_over, afterwards="the jobs end with the demo")
+        if status == INTERRUPTED:
+            return INTERRUPTED
+        if is_verbose:
+            print_next_commands(url, is_kept=arguments.keep, is_web=arguments.web)
+        if arguments.web:
+            _print_note("The page stays until Ctrl-C.")
+            try:
+                _wait_for_interrupt()
+            except KeyboardInterrupt:
+                pass
+        return COMPLETED
 
 
 def _is_over(view: JobsView) -> bool:
@@ -94,11 +99,13 @@ def _is_over(view: JobsView) -> bool:
     return view.is_over and last is not None and last.get("progress", 0) >= CHILDREN
 
 
-def print_next_commands(url: str, *, is_kept: bool) -> None:
+def print_next_commands(url: str, *, is_kept: bool, is_web: bool) -> None:
     """Print what to do next: each command with its text on the same line, or below if the line has no room."""
     terminal = terminal_of(sys.stderr)
     print(terminal.paint([("\n What next", "bold")]), file=sys.stderr)
     for command, text in NEXT:
+        if is_web and command == "demo --web":
+            continue
         if is_kept and command == "demo --keep":
             command, text = f"list --url {url}", ""
         head = f"   dramatiq-status {command:<15}"
@@ -119,11 +126,6 @@ def _print_note(text: str) -> None:
 def _wait_for_interrupt() -> None:
     while True:
         time.sleep(3600)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 @contextmanager

@@ -27,13 +27,14 @@ class ShopError(Exception):
 
 
 def declare(broker: dramatiq.Broker) -> Iterator[dramatiq.Message[Any]]:
-    """Declare the actors of the jobs on a broker, and yield a message for each job.
+    """Declare the actors of the jobs on a broker, and yield a message for each job.  The long ones end with the worker,
+    so that none of them writes to the store after its end.
 
     Parameters:
       broker(Broker): With a :class:`.StatusMiddleware`.
     """
 
-    @dramatiq.actor(broker=broker, status_throttle=50)
+    @dramatiq.actor(broker=broker, status_throttle=50, notify_shutdown=True)
     def import_orders() -> None:
         # The inner loop increments the progress by parts of the outer loop's item.
         for file in track(["may-01", "may-02", "may-03", "may-04"]):
@@ -41,14 +42,14 @@ def declare(broker: dramatiq.Broker) -> Iterator[dramatiq.Message[Any]]:
             for _ in track(range(45)):
                 time.sleep(_BEAT)
 
-    @dramatiq.actor(broker=broker, status_throttle=50)
+    @dramatiq.actor(broker=broker, status_throttle=50, notify_shutdown=True)
     def build_index() -> None:
         # Three loops one after another: each begins at 0 again.
         for step, total, pause in (("download", 40, _BEAT), ("unpack", 300, _BEAT / 5), ("index", 80, _BEAT)):
             for _ in track(range(total), step=step):
                 time.sleep(pause)
 
-    @dramatiq.actor(broker=broker, min_backoff=3_000, max_backoff=3_000, status_throttle=50)
+    @dramatiq.actor(broker=broker, min_backoff=3_000, max_backoff=3_000, status_throttle=50, notify_shutdown=True)
     def sync_stock() -> None:
         # The first run fails, and Dramatiq runs the message again.
         snapshot = current_status().read()
@@ -57,7 +58,7 @@ def declare(broker: dramatiq.Broker) -> Iterator[dramatiq.Message[Any]]:
             if shelf == 60 and snapshot is not None and snapshot.attempts == 1:
                 raise ShopError("the shop does not answer")
 
-    @dramatiq.actor(broker=broker, max_retries=0, status_throttle=50)
+    @dramatiq.actor(broker=broker, max_retries=0, status_throttle=50, notify_shutdown=True)
     def charge_card() -> None:
         # The total is unknown, and the job fails without a retry.
         current_progress().total = None

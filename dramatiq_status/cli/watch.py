@@ -58,6 +58,7 @@ def watch_jobs(
     timeout: float | None = None,
     read_list: Callable[[], Sequence[str]] | None = None,
     is_over: Callable[[JobsView], bool] = lambda view: view.is_over,
+    afterwards: str = "the jobs go on",
 ) -> tuple[JobsView, int]:
     """Show jobs until they are over.
 
@@ -68,6 +69,7 @@ def watch_jobs(
       timeout(float): Longest time in seconds; None for no limit.
       read_list(Callable): Reads the ids of the list whose jobs are watched.
       is_over(Callable): Returns whether a view is the last one.
+      afterwards(str): What happens to the jobs after Ctrl-C.
 
     Returns:
       tuple[JobsView, int]: The last view, and the exit status.
@@ -96,7 +98,7 @@ def watch_jobs(
                     time.sleep(max(0.0, pause - time.monotonic()))
             except KeyboardInterrupt:
                 note = f"stopped watching at {present().astimezone():%H:%M:%S}"
-                note += "; the jobs go on" if reader.view.found.children else ""
+                note += f"; {afterwards}" if reader.view.found.children else ""
                 status = INTERRUPTED
             view = reader.view
             output.end(view, note)

@@ -6,12 +6,15 @@ import html
 import json
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from dramatiq.brokers.stub import StubBroker
-from dramatiq.middleware import Retries
+from dramatiq.middleware import Retries, ShutdownNotifications
 
 from dramatiq_status import StatusMiddleware
 from dramatiq_status.backends import StubBackend
@@ -46,8 +49,7 @@ def test_the_demo_on_a_terminal(tmp_path: Path) -> None:
         assert "60 of 60" in session.text and not session.screen.cursor.hidden
     finally:
         session.close()
-    # An older Dramatiq makes a directory as it is imported.
-    assert [path.name for path in tmp_path.iterdir() if path.name != "dramatiq-prometheus"] == []
+    assert left_in(tmp_path) == []
 
 
 def test_the_demo_on_a_pipe(tmp_path: Path) -> None:
@@ -69,13 +71,18 @@ def test_the_demo_on_a_pipe(tmp_path: Path) -> None:
     assert main(["get", "demo-4", "--url", f"sqlite:///{path}"]) == 1
 
 
-def test_a_narrow_terminal_has_whole_words() -> None:
-    command = "from dramatiq_status.cli.demo import print_next_commands as f; f('sqlite:///demo.db', is_kept=False)"
+@pytest.mark.parametrize("is_web", [False, True])
+def test_a_narrow_terminal_has_whole_words(is_web: bool) -> None:
+    command = (
+        "from dramatiq_status.cli.demo import print_next_commands as show; "
+        f"show('sqlite:///demo.db', is_kept=False, is_web={is_web})"
+    )
     session = Session([sys.executable, "-c", command], columns=40)
     try:
         session.end()
-        expected = [text for command, text in NEXT for text in (f"dramatiq-status {command}", text)]
-        assert [line.strip() for line in session.lines[:8]] == ["", "What next", *expected]
+        # The page is not recommended to a reader who has just seen it
+        expected = [text for command, text in NEXT[is_web:] for text in (f"dramatiq-status {command}", text)]
+        assert [line.strip() for line in session.lines[: 2 + len(expected)]] == ["", "What next", *expected]
     finally:
         session.close()
 
@@ -85,10 +92,35 @@ def test_ctrl_c_ends_the_demo(tmp_path: Path) -> None:
     try:
         session.until(lambda: "5 jobs" in session.text)
         session.send("\x03")
-        assert session.end() == 130
+        session.until(lambda: "; the jobs end with the demo" in session.text)
+        # A second Ctrl-C does not interrupt the removal of the directory, but perhaps the end of Python
+        session.send("\x03")
+        assert session.end() in (130, -signal.SIGINT)
         assert session.echoes and "Traceback" not in session.text
     finally:
         session.close()
+    assert left_in(tmp_path) == []
+
+
+def test_sigterm_ends_the_demo_and_its_page(tmp_path: Path) -> None:
+    # Given the demo with its page
+    variables = environment(TMPDIR=str(tmp_path), BROWSER="true")
+    command = [*COMMAND, "demo", "--web"]
+    with subprocess.Popen(command, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as demo:
+        assert demo.stderr is not None
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/", demo.stderr.readline())
+        assert found is not None
+        # When a service manager ends it, then its process of the page and its directory are gone as well
+        demo.terminate()
+        assert demo.wait(30) == 130
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", int(found[1])))
+    assert left_in(tmp_path) == []
+
+
+def left_in(folder: Path) -> list[str]:
+    # An older Dramatiq makes a directory as it is imported.
+    return [path.name for path in folder.iterdir() if path.name != "dramatiq-prometheus"]
 
 
 def test_the_picture_of_the_readme_is_up_to_date() -> None:
@@ -103,9 +135,8 @@ def test_the_picture_of_the_readme_is_up_to_date() -> None:
     assert len(picture.encode()) <= 60 * 1024
     style = drawing.STYLE.partition("%g")[2]
     assert style in picture and "prefers-reduced-motion" in style and "prefers-color-scheme" in style
-    broker = StubBroker(middleware=[])
+    broker = StubBroker(middleware=[Retries(), ShutdownNotifications()])
     broker.add_middleware(StatusMiddleware(backend=StubBackend()))
-    broker.add_middleware(Retries())
     labels = [message.options["status"]["label"] for message in declare(broker)]
     assert [label for label in labels if label not in shown] == []
     assert [text for pair in NEXT for text in pair if text not in shown] == []
