@@ -26,7 +26,7 @@ from .site import JSON, RETRY_AFTER, Site, error
 
 _COLUMNS: Final = (
     *(("State", "c-state"), ("Job", "c-job"), ("Queue", "c-queue"), ("Progress", "c-bar"), ("Rate", "c-rate num")),
-    *(("Left", "c-left num"), ("Attempts", "c-try num"), ("Ran for", "c-took num"), ("Changed", "c-when num")),
+    *(("Left", "c-left num"), ("Runs", "c-try num"), ("Ran for", "c-took num"), ("Changed", "c-when num")),
 )
 
 #: States by which the list can be filtered.

@@ -346,7 +346,7 @@ def _facts(snapshot: Snapshot, children: list[Snapshot], shown: dict[str, Any], 
     first = [
         ("Actor", listed("actor", snapshot.actor_name)),
         ("Queue", listed("queue", snapshot.queue_name)),
-        ("Attempts", snapshot.attempts or None),
+        ("Runs so far", snapshot.attempts or None),
         ("Parent", tag("a", parent, href=quote(parent, safe="")) if isinstance(parent, str) and parent else None),
         ("Children", f"{len(children):,}" if children else None),
         ("Reason", snapshot.cancel_reason),

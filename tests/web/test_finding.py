@@ -111,7 +111,7 @@ def test_the_page_of_a_job_shows_what_holds_for_it(backend: RedisBackend) -> Non
         [False, True, False, True],
     ]
     assert "It will not run." in pages[0]
-    assert "Attempts 1" in pages[2]
+    assert "Runs so far 1" in pages[2]
     assert "Asked to stop" not in pages[3]
 
 
