@@ -4,6 +4,9 @@
     dramatiq examples.import_csv --processes 1 --threads 1          # in a terminal of its own
     python examples/import_csv.py follow "$(python examples/import_csv.py send)"
 
+The CSV file and the SQLite database are written to dramatiq-status-import/ in the system's temporary directory, in most
+cases /tmp.  Another path behind generate and send changes that.  The files stay until you delete them.
+
 All commands read these environment variables. Behind each semicolon is the default:
 
     REDIS_URL         URL of the broker's Redis; redis://127.0.0.1:6379/0
