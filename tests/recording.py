@@ -205,7 +205,9 @@ def answered(ask: Callable[[], Any]) -> Any:
             found = ask()
         except BackendError:
             return None
-        return None if isinstance(found, list) and any(isinstance(one, BackendError) for one in found) else found
+        results = found if isinstance(found, list) else [found]
+        missing = any(isinstance(one, BackendError) or one is Outcome.UNAVAILABLE for one in results)
+        return None if missing else found
 
     return eventually(answer)
 

@@ -16,7 +16,7 @@ from ...backend import Listed, Query, StatusBackend, answered, now_ms
 from ...cursor import Cursor
 from ...errors import BackendError
 from ...record import Record
-from ...update import Update
+from ...update import Outcome, Update
 
 T = TypeVar("T")
 
@@ -102,15 +102,18 @@ def read_many(backend: StatusBackend, message_ids: Sequence[str]) -> list[Record
 
 def until_answered(call: Callable[[], T]) -> T:
     """Repeat a call until the store answers in time, and return the result.  With a short time-out, a call may fail on
-    a busy machine.
+    a busy machine, and a call with many updates may find one of several servers unavailable.
     """
     deadline = time.monotonic() + 20
     while True:
         try:
-            return call()
+            found = call()
+            if not isinstance(found, list) or not any(one is Outcome.UNAVAILABLE for one in found):
+                return found
         except BackendError:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+            pass
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def together(*functions: Callable[[], None]) -> None:
