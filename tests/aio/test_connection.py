@@ -9,14 +9,15 @@ from contextlib import closing
 
 import pytest
 
-from dramatiq_status import BackendError, aio
+from dramatiq_status import BackendError, Snapshot, aio
 from dramatiq_status.aio import connection as aio_connection
 from dramatiq_status.aio.tasks import CATCH_UP
 from dramatiq_status.backends import RedisBackend
 
 from ..jobs import Job
+from ..recording import answered
 from ..servers import RedisServer
-from .test_registry import in_loop
+from .test_registry import answered_in_loop, in_loop
 
 
 @pytest.fixture
@@ -32,11 +33,11 @@ def paused_reads(server: RedisServer, backend: RedisBackend, job: Job, count: in
 
 
 def test_the_time_limit_of_a_lone_call_cancels_no_task(server: RedisServer, backend: RedisBackend) -> None:
-    job = Job(backend).enqueue()
+    job = answered(Job(backend).enqueue)
 
     async def main() -> None:
         # Given a connection, and a task that reads over it alone
-        assert await aio.StatusRegistry.read(job.message_id, backend=backend)
+        assert await answered_in_loop(lambda: aio.StatusRegistry.read(job.message_id, backend=backend))
         task = asyncio.current_task()
         assert task is not None
         # When the server does not answer several calls
@@ -49,7 +50,7 @@ def test_the_time_limit_of_a_lone_call_cancels_no_task(server: RedisServer, back
             await asyncio.sleep(0.01)
         # And when the server answers again, it gets replies
         server.resume()
-        found = await aio.StatusRegistry.read(job.message_id, backend=backend)
+        found = await answered_in_loop(lambda: aio.StatusRegistry.read(job.message_id, backend=backend))
         assert found is not None and found.queued
 
     in_loop(main)
@@ -79,10 +80,10 @@ def test_a_lone_call_that_is_cancelled_leaves_no_reply_to_the_next(server: Redis
 def test_a_lone_call_that_is_cancelled_at_its_time_limit_is_cancelled(
     server: RedisServer, backend: RedisBackend
 ) -> None:
-    job = Job(backend).enqueue()
+    job = answered(Job(backend).enqueue)
 
-    async def main() -> None:
-        await aio.StatusRegistry.read(job.message_id, backend=backend)
+    async def read_after_a_cancelled_read() -> Snapshot | None:
+        await answered_in_loop(lambda: aio.StatusRegistry.read(job.message_id, backend=backend))
         (alone,) = paused_reads(server, backend, job, 1)
         await asyncio.sleep(0)
         # When a read is cancelled while its time limit ends it
@@ -91,9 +92,9 @@ def test_a_lone_call_that_is_cancelled_at_its_time_limit_is_cancelled(
         server.resume()
         # Then it ends with CancelledError or BackendError, and the next read gets its reply
         assert alone.cancelled() or isinstance(alone.exception(), BackendError)
-        assert await aio.StatusRegistry.read(job.message_id, backend=backend)
+        return await aio.StatusRegistry.read(job.message_id, backend=backend)
 
-    in_loop(main)
+    assert in_loop(lambda: answered_in_loop(read_after_a_cancelled_read))
 
 
 def test_closing_the_backend_ends_a_lone_call(server: RedisServer, patient: RedisBackend) -> None:
@@ -136,16 +137,16 @@ def test_a_connection_that_lone_calls_use_is_not_idle(
 
 
 def test_a_loop_that_was_blocked_reads_the_reply_of_a_lone_call(server: RedisServer, backend: RedisBackend) -> None:
-    job = Job(backend).enqueue()
+    job = answered(Job(backend).enqueue)
 
-    async def main() -> None:
-        await aio.StatusRegistry.read(job.message_id, backend=backend)
+    async def read_late() -> Snapshot | None:
+        await answered_in_loop(lambda: aio.StatusRegistry.read(job.message_id, backend=backend))
         alone = asyncio.create_task(aio.StatusRegistry.read(job.message_id, backend=backend))
         await asyncio.sleep(0)
         # When the loop is blocked for longer than the time limit, and the reply arrives meanwhile
         time.sleep(backend.timeout / 1000 + 2 * CATCH_UP)
         # Then the read returns the reply
-        found = await alone
-        assert found is not None and found.queued
+        return await alone
 
-    in_loop(main)
+    found = in_loop(lambda: answered_in_loop(read_late))
+    assert found is not None and found.queued

@@ -28,9 +28,9 @@ from dramatiq_status.backends import RedisBackend
 
 from ..conftest import StartServer
 from ..jobs import Job
-from ..recording import PATIENCE, eventually
+from ..recording import PATIENCE, answered, eventually
 from ..servers import RedisCluster, RedisSentinels, RedisServer
-from .test_registry import in_loop, last_of
+from .test_registry import answered_in_loop, in_loop, last_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -353,11 +353,10 @@ class TestLosses:
 
         in_loop(main)
 
-    def test_watch_continues_after_an_outage(self, start_server: StartServer) -> None:
+    def test_watch_continues_after_an_outage(self, server: RedisServer, patient: RedisBackend) -> None:
         # Given watchers
-        server = start_server(RedisServer())
         with closing(RedisBackend(url=server.url, timeout=2_000)) as backend:
-            work = [Job(backend).enqueue().start() for _ in range(10)]
+            work = [Job(patient).enqueue().start() for _ in range(10)]
 
             async def main() -> None:
                 watchers = [
@@ -605,14 +604,14 @@ class TestOneLineForAll:
         # Given an event loop that is connected to a master
         server, other = start_server(RedisServer()), start_server(RedisServer())
         with closing(named(server.url)) as backend, redis.Redis.from_url(server.url) as client:
-            job = Job(backend).enqueue()
+            job = answered(Job(backend).enqueue)
 
             def connections_of_loops() -> set[str]:
                 return {found["id"] for found in client.client_list() if found["name"] == NAME}
 
             async def main() -> None:
                 status = aio.StatusRegistry.get(job.message_id, backend=backend)
-                await status.update(a=1)
+                await answered_in_loop(lambda: status.update(a=1))
                 before = connections_of_loops()
                 # When the master becomes a replica, and refuses an update
                 client.replicaof("127.0.0.1", other.port)

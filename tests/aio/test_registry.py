@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 from unittest.mock import ANY
@@ -49,6 +50,16 @@ def in_loop(main: Callable[[], Awaitable[T]]) -> T:
         return await asyncio.wait_for(main(), PATIENCE * 2)
 
     return asyncio.run(patiently())
+
+
+async def answered_in_loop(ask: Callable[[], Awaitable[T]]) -> T:
+    """Repeat a call of an event loop until servers answer in time, which they may not on a busy machine."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return await ask()
+        except BackendError:
+            assert time.monotonic() < deadline, "No server has answered in time."
 
 
 @pytest.fixture
