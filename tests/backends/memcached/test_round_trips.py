@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 from uuid import uuid4
 
@@ -12,10 +13,12 @@ import pytest
 from dramatiq_status.backends.memcached import MemcachedBackend
 from dramatiq_status.backends.memcached import item as item_module
 from dramatiq_status.errors import BackendError
-from dramatiq_status.record import PROGRESS, is_finished
+from dramatiq_status.record import PROGRESS, Record, is_finished
 from dramatiq_status.testing.conformance import enqueue, finish, heartbeat, outside, start, write
+from dramatiq_status.testing.conformance.store import until_answered
 from dramatiq_status.update import Outcome
 
+from ...recording import answered
 from ...servers import MemcachedServer
 from .wire import LARGE, PATIENT, Make, StartServer, Wire, hurry, server_of
 
@@ -143,11 +146,17 @@ def test_the_time_of_the_broker_does_not_count_for_a_begun_enqueue(backend: Memc
     # Given a short time-out, and an enqueue that was begun
     backend.update("other", enqueue())
     hurry(backend, 0.3)
-    complete = backend.begin_update(message_id, enqueue())
-    # When the broker takes longer than that
-    time.sleep(0.4)
+    numbers = count(1)
+
+    def enqueue_slowly() -> Outcome:
+        answered(lambda: backend.read("other"))
+        complete = backend.begin_update(message_id, enqueue(next(numbers)))
+        # When the broker takes longer than that
+        time.sleep(0.4)
+        return complete()
+
     # Then the enqueue is completed
-    assert complete() is Outcome.APPLIED
+    assert answered(enqueue_slowly) is Outcome.APPLIED
 
 
 def test_a_begun_enqueue_over_a_closed_connection_is_sent_again(start_server: StartServer, message_id: str) -> None:
@@ -167,17 +176,21 @@ def test_a_begun_enqueue_without_a_reply_raises_an_error_at_its_end(start_server
     # Given a server that stops answering
     server = start_server(MemcachedServer())
     backend = MemcachedBackend(servers=server.address, timeout=200)
-    backend.update("other", enqueue())
-    server.pause()
-    # When an enqueue is begun
-    complete = backend.begin_update(message_id, enqueue())
-    # Then its completion raises an error
-    with pytest.raises(BackendError, match="timed out") as caught:
-        complete()
-    assert isinstance(caught.value.__cause__, TimeoutError)
-    # And the next call does not read the late reply
-    server.resume()
-    assert backend.read("other") is not None
+
+    def read_after_a_late_reply() -> Record | None:
+        answered(lambda: backend.update("other", enqueue()))
+        server.pause()
+        # When an enqueue is begun
+        complete = backend.begin_update(message_id, enqueue())
+        # Then its completion raises an error
+        with pytest.raises(BackendError, match="timed out") as caught:
+            complete()
+        assert isinstance(caught.value.__cause__, TimeoutError)
+        # And the next call does not read the late reply
+        server.resume()
+        return backend.read("other")
+
+    assert until_answered(read_after_a_late_reply) is not None
     backend.close()
 
 

@@ -7,6 +7,7 @@ import ssl
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
 from uuid import uuid4
 
@@ -21,7 +22,7 @@ from dramatiq_status.testing.conformance import enqueue, finish, outside, start,
 from dramatiq_status.update import Outcome
 
 from ...conftest import StartServer, started
-from ...recording import make_broker, run
+from ...recording import answered, make_broker, run
 from ...servers import LoginMemcachedServer, MemcachedServer, TlsMemcachedServer
 
 #: Time-out in milliseconds that no test reaches by chance, even on a busy machine.
@@ -136,17 +137,20 @@ def test_a_restarted_tls_server_is_connected_again(
     # Given a server with a connection
     server = start_server(TlsMemcachedServer())
     backend = make(servers=server.address, tls_context=server.context, timeout=PATIENT if fault == "restart" else 300)
-    backend.update(message_id, start(1))
-    # When the server is restarted, or stops answering
-    getattr(server, fault)()
-    # Then the backend connects again, or raises an error
-    if fault == "restart":
-        assert backend.update(message_id, write(1, 2)) is Outcome.MISSING
-    else:
-        with pytest.raises(BackendError, match="timed out"):
-            backend.update(message_id, write(1, 2))
-        server.resume()
-        assert backend.update(message_id, write(1, 3)) is Outcome.APPLIED
+    sequence = count(2)
+
+    def update_after_fault() -> Outcome:
+        answered(lambda: backend.update(message_id, start(1)))
+        # When the server is restarted, or stops answering
+        getattr(server, fault)()
+        # Then the backend connects again, or raises an error
+        if fault == "pause":
+            with pytest.raises(BackendError, match="timed out"):
+                backend.update(message_id, write(1, next(sequence)))
+            server.resume()
+        return backend.update(message_id, write(1, next(sequence)))
+
+    assert answered(update_after_fault) is (Outcome.MISSING if fault == "restart" else Outcome.APPLIED)
 
 
 # Logins

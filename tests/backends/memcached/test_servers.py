@@ -22,10 +22,12 @@ from pymemcache.client.hash import HashClient
 from dramatiq_status import BackendError, StatusMiddleware, StatusRegistry, aio, current_progress, current_status
 from dramatiq_status.backends import MemcachedBackend
 from dramatiq_status.backends.memcached.server import ServerWithBreaker
+from dramatiq_status.testing.conformance.store import until_answered
 from dramatiq_status.testing.updates import enqueue, finish, outside, start, write
 from dramatiq_status.update import Outcome, Update
 from dramatiq_status.writer import sender as sender_module
 
+from ...aio.test_registry import answered_in_loop
 from ...conftest import StartServer, started
 from ...pace import own_clock
 from ...recording import RecordingBackend, all_completed, answered, eventually, make_broker, raised_by, working
@@ -75,6 +77,19 @@ def ids_on(backend: MemcachedBackend, server: MemcachedServer, count: int) -> li
         if address_of(backend, message_id) == server.address:
             found.append(message_id)
     return found
+
+
+def call_servers(backend: MemcachedBackend, fleet: Fleet) -> None:
+    """Call all servers until they have answered, so that the backend assumes none of them down."""
+    updates = [(message_id, enqueue()) for server in fleet for message_id in ids_on(backend, server, 2)]
+    answered(lambda: backend.update_many(updates))
+
+
+def lose(backend: MemcachedBackend, fleet: Fleet) -> None:
+    """Let the second server go down after it was called."""
+    fleet[1].start()
+    call_servers(backend, fleet)
+    fleet[1].kill()
 
 
 def blocked(backend: MemcachedBackend) -> list[ServerWithBreaker]:
@@ -131,7 +146,9 @@ def test_jobs_go_on_without_a_server(
         before = {server: send(server, 4) for server in fleet}
         long = {server: send(server, 1, long=True)[0] for server in fleet}
         assert eventually(lambda: all(all_completed(ids, backend) for ids in before.values()))
-        eventually(lambda: all(StatusRegistry.get(m, backend=backend).get("step") for m in long.values()))
+        for message_id in long.values():
+            answered(lambda message_id=message_id: StatusRegistry.get(message_id, backend=backend).get("step"))
+        caplog.clear()
         # When one server goes down, and more jobs are sent
         getattr(lost, fault)()
         after = {server: send(server, 10) for server in fleet}
@@ -144,13 +161,15 @@ def test_jobs_go_on_without_a_server(
             with pytest.raises(BackendError, match=lost.address):
                 StatusRegistry.read(message_id, backend=backend)
         mixed = [after[lost][0], living[0], long[lost], living[1]]
-        found = StatusRegistry.read_many(mixed, backend=backend, return_errors=True)
-        assert [isinstance(one, BackendError) or (one and one.message_id) for one in found] == [
-            True,
-            living[0],
-            True,
-            living[1],
-        ]
+        eventually(
+            lambda: (
+                [
+                    isinstance(one, BackendError) or (one and one.message_id)
+                    for one in StatusRegistry.read_many(mixed, backend=backend, return_errors=True)
+                ]
+                == [True, living[0], True, living[1]]
+            )
+        )
         with pytest.raises(BackendError, match=lost.address):
             StatusRegistry.read_many(mixed, backend=backend)
         # When the server is back
@@ -161,7 +180,7 @@ def test_jobs_go_on_without_a_server(
         assert snapshot.actor_name == "work" and snapshot["progress"] > 0
         # And so are the statuses of the jobs that have ended in the outage
         assert eventually(lambda: all_completed(after[lost], backend))
-        found = StatusRegistry.read_many(after[lost], backend=backend)
+        found = answered(lambda: StatusRegistry.read_many(after[lost], backend=backend))
         assert [(s["user_id"], s["n"], s.progress) for s in found if s] == [(n, n, 1.0) for n in range(10)]
         over.set()
         assert eventually(lambda: all_completed(list(long.values()), backend))
@@ -176,30 +195,32 @@ def test_jobs_go_on_without_a_server(
 @pytest.fixture
 def lost(fleet: Fleet, backend: MemcachedBackend) -> MemcachedServer:
     """Return a server that has gone down after it was called."""
-    backend.update_many([(message_id, enqueue()) for server in fleet for message_id in ids_on(backend, server, 2)])
-    fleet[1].kill()
+    lose(backend, fleet)
     return fleet[1]
 
 
 def test_outcomes_of_a_batch_while_a_server_is_down(
     fleet: Fleet, backend: MemcachedBackend, lost: MemcachedServer
 ) -> None:
-    # Given messages on a server that is down, and on others
-    there, gone = ids_on(backend, fleet[0], 3), ids_on(backend, lost, 3)
-    ids = [message_id for pair in zip(gone, there) for message_id in pair]
-    # When all are written in one call
-    outcomes = backend.update_many([(message_id, start(1, step="1")) for message_id in ids])
-    # Then those on the other servers are stored, and the outcomes name those that are not
-    assert outcomes == [Outcome.UNAVAILABLE, Outcome.APPLIED] * 3
-    found = backend.read_many(ids)
-    assert [isinstance(one, BackendError) or (one and one[":step"]) for one in found] == [True, "1"] * 3
-    # And a call with one update has the same outcome
-    assert backend.update_many([(gone[0], write(1, 2))]) == [Outcome.UNAVAILABLE]
-    assert backend.update_many([(there[0], write(1, 2))]) == [Outcome.APPLIED]
-    assert [backend.begin_update(m, enqueue(origin=8))() for m in (gone[1], there[1])] == [
-        Outcome.UNAVAILABLE,
-        Outcome.APPLIED,
-    ]
+    def call_all() -> bool:
+        # Given messages on a server that is down, and on others
+        lose(backend, fleet)
+        there, gone = ids_on(backend, fleet[0], 3), ids_on(backend, lost, 3)
+        ids = [message_id for pair in zip(gone, there) for message_id in pair]
+        # When all are written in one call
+        outcomes = backend.update_many([(message_id, start(1, step="1")) for message_id in ids])
+        found = backend.read_many(ids)
+        # And each in a call with one update
+        single = [one for m in (gone[0], there[0]) for one in backend.update_many([(m, write(1, 2))])]
+        begun = [backend.begin_update(m, enqueue(origin=8))() for m in (gone[1], there[1])]
+        # Then those on the other servers are stored, and the outcomes name those that are not
+        return (
+            outcomes == [Outcome.UNAVAILABLE, Outcome.APPLIED] * 3
+            and [isinstance(one, BackendError) or (one and one[":step"]) for one in found] == [True, "1"] * 3
+            and single == begun == [Outcome.UNAVAILABLE, Outcome.APPLIED]
+        )
+
+    assert answered(call_all)
 
 
 def test_reads_return_errors_for_a_server_that_is_down_and_none_for_unknown_messages(
@@ -211,7 +232,7 @@ def test_reads_return_errors_for_a_server_that_is_down_and_none_for_unknown_mess
         ids_on(backend, fleet[0], 1),
         ids_on(backend, fleet[2], 1),
     )
-    backend.update(there, start(1))
+    answered(lambda: backend.update(there, start(1)))
     # When the messages are read, alone and together
     # Then messages on the server that is down are errors with its address, and unknown messages are None
     for call in (
@@ -222,17 +243,18 @@ def test_reads_return_errors_for_a_server_that_is_down_and_none_for_unknown_mess
     ):
         with pytest.raises(BackendError, match=lost.address):
             call(gone)
-    assert (backend.read(unknown), backend.snapshot(unknown)) == (None, None)
-    for many in (backend.read_many, backend.snapshots):
-        found = many([gone, there, unknown, gone_too, there])
-        assert [type(one).__name__ for one in found] == [
-            "BackendError",
-            type(found[1]).__name__,
-            "NoneType",
-            "BackendError",
-            type(found[1]).__name__,
-        ]
-        assert found[1] is not None and lost.address in str(found[0])
+    for read in (backend.read, backend.snapshot):
+        assert until_answered(lambda read=read: read(unknown)) is None
+    ids = [gone, there, unknown, gone_too, there]
+    for many, kind in (backend.read_many, "dict"), (backend.snapshots, "Snapshot"):
+
+        def kinds(many: Callable[..., Any] = many) -> list[str]:
+            found = many(ids)
+            assert lost.address in str(found[0])
+            return [type(one).__name__ for one in found]
+
+        expected = ["BackendError", kind, "NoneType", "BackendError", kind]
+        assert eventually(lambda kinds=kinds, expected=expected: kinds() == expected)
 
 
 @pytest.mark.parametrize("connected", [True, False], ids=["connected", "new"])
@@ -277,15 +299,22 @@ def test_a_frozen_server_does_not_hold_back_the_others(fleet: Fleet) -> None:
     other = MemcachedBackend(servers=[server.address for server in fleet], timeout=PATIENT)
     ids = [message_id for server in fleet for message_id in ids_on(backend, server, 300)]
     other.update_many([(message_id, start(1)) for message_id in ids])
-    backend.update_many([(message_id, start(1)) for message_id in [*ids[:1], *ids[300:301], *ids[600:601]]])
-    fleet[0].pause()
-    # When messages on all three are written, in several rounds for each server
-    outcomes = backend.update_many([(message_id, outside(step="1")) for message_id in ids])
-    # Then those on the two others are stored, and those on the frozen one are not
-    assert outcomes == [Outcome.UNAVAILABLE] * 300 + [Outcome.APPLIED] * 600
-    # And a read of all messages finds those on the two others
-    found = backend.read_many(ids)
-    assert [isinstance(one, BackendError) for one in found] == [True] * 300 + [False] * 600
+
+    def call_all() -> bool:
+        fleet[0].resume()
+        call_servers(backend, fleet)
+        fleet[0].pause()
+        # When messages on all three are written, in several rounds for each server
+        outcomes = backend.update_many([(message_id, outside(step="1")) for message_id in ids])
+        # And all are read
+        found = backend.read_many(ids)
+        # Then those on the two others are stored and found, and those on the frozen one are not
+        return (
+            outcomes == [Outcome.UNAVAILABLE] * 300 + [Outcome.APPLIED] * 600
+            and [isinstance(one, BackendError) for one in found] == [True] * 300 + [False] * 600
+        )
+
+    assert answered(call_all)
     fleet[0].resume()
     backend.close()
     other.close()
@@ -296,15 +325,26 @@ def test_watchers_wait_for_a_server_that_is_down(fleet: Fleet) -> None:
     backend = MemcachedBackend(servers=[server.address for server in fleet], timeout=300)
     (message_id,), lost = ids_on(backend, fleet[1], 1), fleet[1]
     others = [message_id for server in (fleet[0], fleet[2]) for message_id in ids_on(backend, server, 1)]
-    backend.update_many([(one, start(1)) for one in [message_id, *others]])
+    answered(lambda: backend.update_many([(one, start(1)) for one in [message_id, *others]]))
     seen: dict[str, Any] = {}
+    patience: Any = {"timeout": 40_000, "missing_timeout": 1}
 
     def watch() -> None:
-        for snapshot in StatusRegistry.watch(message_id, timeout=40_000, missing_timeout=1, backend=backend):
+        def begin() -> Any:
+            watching = StatusRegistry.watch(message_id, backend=backend, **patience)
+            return next(watching), watching
+
+        # The first read of a watcher raises an error if the server does not answer in time.
+        seen["watch"], watching = answered(begin)
+        for snapshot in watching:
             seen["watch"] = snapshot
 
     async def watch_in_a_loop() -> None:
-        watching = aio.StatusRegistry.watch(message_id, timeout=40_000, missing_timeout=1, backend=backend)
+        async def begin() -> Any:
+            watching = aio.StatusRegistry.watch(message_id, backend=backend, **patience)
+            return await anext(watching), watching
+
+        seen["aio.watch"], watching = await answered_in_loop(begin)
         async for snapshot in watching:
             seen["aio.watch"] = snapshot
 
@@ -319,7 +359,7 @@ def test_watchers_wait_for_a_server_that_is_down(fleet: Fleet) -> None:
         lost.resume()
         eventually(lambda: not isinstance(raised_by(lambda: backend.read(message_id)), BackendError))
         # And when the message ends, the watchers end
-        backend.update(message_id, finish(1))
+        answered(lambda: backend.update(message_id, finish(1)))
         for future in waiting:
             future.result(60)
         assert [snapshot.completed for snapshot in seen.values()] == [True, True]
@@ -365,9 +405,13 @@ def test_a_server_that_has_failed_is_not_called_for_a_while(
     server.breaker.retry_at = time.monotonic() + 1000
     # Then the server is not called
     assert backend.update_many([(message_id, enqueue())]) == [Outcome.UNAVAILABLE]
+
     # And after that time, it is called
-    server.breaker.retry_at = 0.0
-    assert backend.update_many([(message_id, enqueue())]) == [Outcome.APPLIED]
+    def retry() -> list[Outcome]:
+        server.breaker.retry_at = 0.0
+        return backend.update_many([(message_id, enqueue())])
+
+    assert answered(retry) in ([Outcome.APPLIED], [Outcome.LATE])
     assert not server.breaker.down
 
 
@@ -404,10 +448,11 @@ def test_an_update_that_is_too_large_while_another_server_is_down(
     (gone,), (there,) = ids_on(backend, lost, 1), ids_on(backend, fleet[0], 1)
     # When both are written, the second one with a field that is too large
     large = outside(big='"' + "x" * 1_100_000 + '"')
-    backend.update(there, start(1))
+    answered(lambda: backend.update(there, start(1)))
     # Then the first one is unavailable, and the log names the field of the second one
-    assert backend.update_many([(gone, start(1)), (there, large)]) == [Outcome.UNAVAILABLE, Outcome.APPLIED]
-    snapshot = backend.snapshot(there)
+    updates = [(gone, start(1)), (there, large)]
+    assert answered(lambda: backend.update_many(updates) == [Outcome.UNAVAILABLE, Outcome.APPLIED])
+    snapshot = answered(lambda: backend.snapshot(there))
     assert snapshot is not None and snapshot.truncated == ("big",) and "'big'" in caplog.text
 
 
