@@ -291,7 +291,7 @@ def test_replies_byte_by_byte_over_tls_end_at_the_timeout(tls_server: TlsServer,
     with Proxy(tls_server.tls_port) as proxy:
         url = f"rediss://127.0.0.1:{proxy.port}?ssl_ca_certs={certificates / 'ca.crt'}"
         with closing(RedisBackend(url=url, timeout=500)) as backend:
-            backend.update("m", start(1))
+            answered(lambda: backend.update("m", start(1)))
             proxy.drip = (1, 0.1)
             # When a call is made, over an idle connection and over a new one
             for _ in range(2):

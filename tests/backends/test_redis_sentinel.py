@@ -374,9 +374,14 @@ def test_a_failover_loses_what_the_replica_lacks_except_of_running_jobs(sentinel
 def test_a_watcher_during_a_failover(sentinels: RedisSentinels) -> None:
     # Given a watcher of a running message
     backend = make(sentinels, timeout=500)
-    backend.update("m", start(1))
-    seen = StatusRegistry.watch("m", backend=backend, timeout=60_000)
-    assert next(seen).working
+    answered(lambda: backend.update("m", start(1)))
+
+    def watch() -> Any:
+        watcher = StatusRegistry.watch("m", backend=backend, timeout=60_000)
+        return next(watcher), watcher
+
+    first, seen = answered(watch)
+    assert first.working
     eventually(lambda: in_step(sentinels))
     # When the master is killed
     old = sentinels.master
@@ -386,7 +391,7 @@ def test_a_watcher_during_a_failover(sentinels: RedisSentinels) -> None:
     # Then the watcher receives the next change
     assert next(seen)["step"] == 2
     # And the change after it, which the new master publishes
-    backend.update("m", write(1, 3, step="3"))
+    answered(lambda: backend.update("m", write(1, 3, step="3")))
     assert next(seen)["step"] == 3
     seen.close()
     backend.close()

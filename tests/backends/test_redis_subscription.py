@@ -18,7 +18,7 @@ from dramatiq_status.backends.redis.subscription import RedisSubscription
 
 from ..conftest import StartServer
 from ..jobs import Job
-from ..recording import PATIENCE, eventually
+from ..recording import PATIENCE, answered, eventually
 from ..servers import RedisServer
 
 
@@ -160,9 +160,12 @@ def test_a_server_that_hangs_raises(start_server: StartServer, monkeypatch: pyte
     # Given a subscription that soon pings a server that is silent
     monkeypatch.setattr(redis_subscription, "PING_AFTER", 0.02)
     server = start_server(RedisServer())
-    with closing(RedisBackend(url=server.url, timeout=2_000)) as backend:
-        job = Job(backend).enqueue()
-        with closing(backend.subscribe((job.message_id,))) as subscription:
+    with (
+        closing(RedisBackend(url=server.url, timeout=2_000)) as backend,
+        closing(RedisBackend(url=server.url, timeout=20_000)) as patient,
+    ):
+        job = Job(patient).enqueue()
+        with closing(answered(lambda: backend.subscribe((job.message_id,)))) as subscription:
             # When the server runs, but is silent
             assert subscription.wait(0.1) == {}
             # Then later changes are received
