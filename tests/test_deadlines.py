@@ -24,9 +24,10 @@ from dramatiq_status.backends.redis import connection as redis_connection
 from dramatiq_status.backends.redis.keys import TAGS, shard_of, slot_of
 from dramatiq_status.update import EnqueueId, Kind, Outcome, Update
 
+from .aio.test_registry import answered_in_loop
 from .pace import own_clock
 from .proxy import Proxy
-from .recording import PATIENCE, answered, make_broker
+from .recording import PATIENCE, answered, eventually, make_broker
 from .servers import RedisCluster, RedisSentinels, RedisServer
 
 #: The time-out of the backends here, in milliseconds.
@@ -451,7 +452,7 @@ def test_concurrent_calls_to_frozen_servers_end_by_their_own_deadlines(store: St
     async def ask() -> None:
         # Given frozen servers, and connections to them or none
         if connected:
-            await aio.StatusRegistry.read("0", backend=store.backend)
+            await answered_in_loop(lambda: aio.StatusRegistry.read("0", backend=store.backend))
         await asyncio.to_thread(store.freeze, connected=connected)
         # When calls are made, one of them while the first waits
         first = asyncio.create_task(aio.StatusRegistry.read("0", backend=store.backend))
@@ -468,19 +469,26 @@ def test_concurrent_calls_to_frozen_servers_end_by_their_own_deadlines(store: St
 def test_a_frozen_sentinel_leaves_time_for_the_next_one_and_the_master(redis_sentinels: RedisSentinels) -> None:
     # Given a frozen Sentinel, which is the first to be queried
     redis_sentinels.reset()
-    backend = RedisBackend(
-        sentinels=redis_sentinels.addresses, service_name=redis_sentinels.service_name, timeout=LONG_TIMEOUT
+    connect = partial(
+        RedisBackend,
+        sentinels=redis_sentinels.addresses,
+        service_name=redis_sentinels.service_name,
+        timeout=LONG_TIMEOUT,
     )
+
+    def reaches_the_master() -> bool:
+        # When a call needs the master
+        with closing(connect()) as backend, in_time(fails=None, timeout=LONG_TIMEOUT):
+            backend.update("m", enqueue())
+            return backend.read("m") is not None
+        return False
+
     redis_sentinels.sentinels[0].pause()
     try:
-        # When a call needs the master
         # Then there is time left for the next Sentinel, and for the master
-        with in_time(fails=False, timeout=LONG_TIMEOUT):
-            backend.update("m", enqueue())
-            assert backend.read("m") is not None
+        eventually(reaches_the_master)
     finally:
         redis_sentinels.sentinels[0].resume()
-        backend.close()
 
 
 def test_a_frozen_node_leaves_time_for_the_other_nodes(redis_cluster: RedisCluster) -> None:

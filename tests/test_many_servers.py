@@ -21,7 +21,8 @@ from dramatiq_status.record import Record
 from dramatiq_status.rollup import BatchSnapshot
 from dramatiq_status.testing.conformance import finish, start
 
-from .recording import eventually
+from .aio.test_registry import answered_in_loop
+from .recording import answered, eventually
 from .servers import RedisCluster
 
 #: Time-outs that no test reaches by chance, in milliseconds and in seconds.
@@ -207,7 +208,14 @@ def test_watchers_while_a_node_is_frozen(redis_cluster: RedisCluster) -> None:
     patience: Any = {"timeout": FOREVER, "missing_timeout": 300}
 
     async def follow(message_id: str) -> State:
-        async for found in aio.StatusRegistry.watch(message_id, backend=backend, **patience):
+        async def begin() -> Any:
+            following = aio.StatusRegistry.watch(message_id, backend=backend, **patience)
+            return await anext(following), following
+
+        # The first read of a watcher raises an error if the server does not answer in time.
+        found, following = await answered_in_loop(begin)
+        state: State = found.state
+        async for found in following:
             state = found.state
         return state
 
@@ -216,14 +224,18 @@ def test_watchers_while_a_node_is_frozen(redis_cluster: RedisCluster) -> None:
         return await asyncio.gather(whole, *map(follow, ids))
 
     def watch(message_id: str) -> State:
-        watched = StatusRegistry.watch(message_id, backend=backend, **patience)
-        return [found.state for found in watched][-1]
+        def begin() -> Any:
+            watching = StatusRegistry.watch(message_id, backend=backend, **patience)
+            return next(watching), watching
+
+        found, watching = answered(begin)
+        return [found.state, *(later.state for later in watching)][-1]
 
     with (
         closing(RedisBackend(cluster_nodes=redis_cluster.addresses, timeout=1000)) as backend,
         ThreadPoolExecutor(40) as pool,
     ):
-        backend.update_many([(message_id, start(1)) for message_id in ids])
+        answered(lambda: backend.update_many([(message_id, start(1)) for message_id in ids]))
         followed = pool.submit(lambda: asyncio.run(follow_all()))
         watched = [pool.submit(watch, message_id) for message_id in (*frozen[:4], *others[:4])]
         batch = StatusRegistry.batch(ids, backend=backend)

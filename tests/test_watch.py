@@ -36,7 +36,7 @@ from dramatiq_status.record import GENERATION, HEARTBEAT_AT, HEARTBEAT_INTERVAL,
 
 from .conftest import StartServer
 from .jobs import Job
-from .recording import PATIENCE, eventually, make_broker, working
+from .recording import PATIENCE, answered, eventually, make_broker, working
 from .servers import RedisServer
 
 PROJECT = Path(__file__).parent.parent
@@ -481,10 +481,18 @@ class TestRedis:
     def test_watch_continues_after_an_outage(self, start_server: StartServer) -> None:
         # Given a message that is watched
         server = start_server(RedisServer())
-        with closing(RedisBackend(url=server.url, timeout=2_000)) as backend:
-            job = Job(backend).enqueue().start()
-            snapshots = StatusRegistry.watch(job.message_id, backend=backend, missing_timeout=NEVER)
-            assert next(snapshots).working
+        with (
+            closing(RedisBackend(url=server.url, timeout=2_000)) as backend,
+            closing(RedisBackend(url=server.url, timeout=20_000)) as patient,
+        ):
+            job = Job(patient).enqueue().start()
+
+            def watch() -> Any:
+                watcher = StatusRegistry.watch(job.message_id, backend=backend, missing_timeout=NEVER)
+                return next(watcher), watcher
+
+            first, snapshots = answered(watch)
+            assert first.working
             # When the server ends, and comes back without its memory, and the job is restored by its run
             server.kill()
             watching = InThread(lambda: list(snapshots))
