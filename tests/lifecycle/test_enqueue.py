@@ -18,7 +18,7 @@ from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend
 
 from ..conftest import StartServer
-from ..recording import make_broker, make_stub_broker, run
+from ..recording import answered, eventually, make_broker, make_stub_broker, run
 from ..servers import MemcachedServer, RedisServer, Server, free_port
 
 
@@ -115,16 +115,20 @@ def test_fields_that_do_not_fit_into_an_item_are_left_out(memcached_url: str, ca
 
 
 class Observer(Middleware):
-    """Middleware that records the number of failed calls of the store at each of its hooks."""
+    """Middleware that records the number of failed calls of the store in the present outage at each of its hooks."""
 
     def __init__(self, ours: StatusMiddleware, seen: list[tuple[str, int]], name: str) -> None:
         self._ours, self._seen, self._name = ours, seen, name
 
     def before_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
-        self._seen.append((f"before, {self._name}", self._ours._breaker._failures))
+        self._note("before")
 
     def after_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
-        self._seen.append((f"after, {self._name}", self._ours._breaker._failures))
+        self._note("after")
+
+    def _note(self, hook: str) -> None:
+        breaker = self._ours._breaker
+        self._seen.append((f"{hook}, {self._name}", breaker._failures if breaker.down else 0))
 
 
 @pytest.mark.parametrize("kind", ["redis", "memcached"])
@@ -144,21 +148,28 @@ def test_hooks_of_other_middleware_while_the_store_hangs(kind: str, start_server
     @dramatiq.actor(broker=broker)
     def work() -> None: ...
 
-    work.send()
-    server.pause()
-    seen.clear()
-    # When a message is sent
-    work.send()
-    # Then the middleware before it waits for the store once, after the enqueue
-    assert seen == [("before, in front", 0), ("before, behind", 0), ("after, behind", 0), ("after, in front", 1)]
-    # When the next message tries the store again, the wait ends before the broker has this message
-    seen.clear()
-    ours._breaker.retry_at = 0
-    work.send()
-    assert seen == [("before, in front", 1), ("before, behind", 2), ("after, behind", 2), ("after, in front", 2)]
-    # And when the store answers again, the next message is stored
-    server.resume()
-    ours._breaker.retry_at = 0
-    message = work.send()
-    assert not ours._breaker.down and StatusRegistry.get(message, backend=backend).queued
+    def send() -> dramatiq.Message[Any] | None:
+        """Send a message, and return it if the store has answered."""
+        ours._breaker.retry_at = 0
+        message = work.send()
+        return None if ours._breaker.down else message
+
+    def send_after_an_outage() -> dramatiq.Message[Any] | None:
+        eventually(send)
+        server.pause()
+        seen.clear()
+        # When a message is sent
+        work.send()
+        # Then the middleware before it waits for the store once, after the enqueue
+        assert seen == [("before, in front", 0), ("before, behind", 0), ("after, behind", 0), ("after, in front", 1)]
+        # When the next message tries the store again, the wait ends before the broker has this message
+        seen.clear()
+        send()
+        assert seen == [("before, in front", 1), ("before, behind", 2), ("after, behind", 2), ("after, in front", 2)]
+        # And when the store answers again, the next message is stored
+        server.resume()
+        return send()
+
+    message = eventually(send_after_an_outage)
+    assert answered(lambda: StatusRegistry.get(message, backend=backend).queued)
     backend.close()
