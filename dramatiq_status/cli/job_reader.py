@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from queue import Empty, SimpleQueue
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -100,9 +99,11 @@ class JobReader:
         self._known: dict[str, Snapshot] = {}
         # The first read raises the errors of the store, because there is no view to show yet.
         self._view = self._read()
-        # Ctrl-C in the wait of a `threading.Event` may raise a RuntimeError instead of KeyboardInterrupt: between the
-        # release of the event's lock and the wait itself. The wait for this queue is one call of C.
-        self._changes: SimpleQueue[None] = SimpleQueue()
+        # The reader releases this lock for a new view.  Ctrl-C in the wait of a `threading.Event` may raise a
+        # RuntimeError instead of KeyboardInterrupt.  A process that Ctrl-Z has stopped in the wait of a
+        # `queue.SimpleQueue` may wait forever.
+        self._no_news = threading.Lock()
+        self._no_news.acquire()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="dramatiq-status-reader", daemon=True)
         self._thread.start()
@@ -114,12 +115,7 @@ class JobReader:
 
     def wait(self, seconds: float) -> None:
         """Wait for a new view, or for the end of the time."""
-        try:
-            self._changes.get(timeout=seconds)
-            while True:
-                self._changes.get_nowait()
-        except Empty:
-            pass
+        self._no_news.acquire(timeout=seconds)
 
     def renew(self) -> None:
         """Watch the jobs that the list has now, from the next read on."""
@@ -157,11 +153,18 @@ class JobReader:
                 retry = min(_LAST_RETRY, retry * _BACK_OFF) if before.problem else _FIRST_RETRY
                 self._missing.clear()
                 self._view = before._replace(problem=str(e), retry_at=time.monotonic() + retry)
-                self._changes.put(None)
+                self._tell()
                 continue
             view = self._view
             is_new = before.problem or (before.vanished, before.added) != (view.vanished, view.added)
             is_new = is_new or before.found != view.found
             pause = _SHORTEST if is_new else min(pause * _BACK_OFF, _LONGEST)
             if is_new:
-                self._changes.put(None)
+                self._tell()
+
+    def _tell(self) -> None:
+        try:
+            self._no_news.release()
+        except RuntimeError:
+            # The wait for the view before has not begun yet.
+            pass

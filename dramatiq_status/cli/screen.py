@@ -44,6 +44,8 @@ class Screen:
         self._settings: list[Any] | None = None
         self._begun = False
         self._handlers: dict[int, Any] = {}
+        # Whether rows are being drawn, whether the process has to stop after that, and whether it has continued.
+        self._is_drawing = self._must_stop = self._has_continued = False
 
     @property
     def size(self) -> os.terminal_size:
@@ -76,6 +78,19 @@ class Screen:
         """
         if not self._is_in_foreground():
             return
+        self._is_drawing = True
+        try:
+            self._draw(rows, terminal)
+        finally:
+            self._is_drawing = False
+        if self._must_stop:
+            self._must_stop = False
+            self._stop()
+
+    def _draw(self, rows: Sequence[Sequence[Segment]], terminal: Terminal) -> None:
+        if self._has_continued:
+            # The shell has written below the picture: draw a new one there.
+            self._has_continued, self._drawn, self._size = False, [], self.size
         written = []
         if self.size != self._size:
             self._size = self.size
@@ -140,7 +155,11 @@ class Screen:
         if self._settings is not None and self._is_in_foreground():
             termios.tcsetattr(self._descriptor, termios.TCSADRAIN, self._settings)
 
-    def _stop(self, number: int, frame: FrameType | None) -> None:
+    def _stop(self, *_: object) -> None:
+        if self._is_drawing:
+            # What was drawn in part could not be continued below the lines of the shell.
+            self._must_stop = True
+            return
         self.restore()
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)
@@ -148,9 +167,7 @@ class Screen:
         signal.signal(signal.SIGTSTP, self._stop)
 
     def _continue(self, number: int, frame: FrameType | None) -> None:
-        # The shell has written below the picture: draw a new one there.
-        self._drawn = []
-        self._size = self.size
+        self._has_continued = True
         self._begin()
 
     def _terminate(self, number: int, frame: FrameType | None) -> None:

@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from datetime import timedelta
@@ -159,6 +160,26 @@ def test_ctrl_c_at_any_point_of_a_wait_is_no_other_error(store: SQLiteBackend) -
     reader.close()
 
 
+def test_a_signal_that_lasts_longer_than_a_wait_ends_it(store: SQLiteBackend) -> None:
+    reader = JobReader(lambda ids: StatusRegistry.batch(ids, backend=store), [send(store, 0)])
+    ends = []
+
+    def last(*_: object) -> None:
+        time.sleep(0.1)
+        ends.append("handler")
+
+    before = signal.signal(signal.SIGALRM, last)
+    try:
+        # When a signal interrupts a wait, and its handler lasts longer, as a stop by Ctrl-Z does
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        reader.wait(0.05)
+        # Then the wait ends after it
+        assert ends == ["handler"]
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        reader.close()
+
+
 def test_other_jobs_take_the_rows_of_completed_ones(store: SQLiteBackend, watch: Watch) -> None:
     ids = [send(store, number) for number in range(12)]
     for number in range(5):
@@ -218,6 +239,50 @@ def test_a_stopped_watch_restores_the_terminal(store: SQLiteBackend, watch: Watc
         session.send("echo ended with $?.\n")
         session.until(lambda: "ended with 0." in session.text)
         assert not session.screen.cursor.hidden
+    finally:
+        session.close()
+
+
+#: A program that is stopped while it draws its rows for the second time.
+STOPPED = """
+import os, signal, sys, time
+from dramatiq_status.cli.screen import Screen
+from dramatiq_status.cli.terminal import terminal_of
+
+class StoppedScreen(Screen):
+    times = 0
+
+    @property
+    def _drawn(self):
+        return self.rows
+
+    @_drawn.setter
+    def _drawn(self, rows):
+        self.times += bool(rows)
+        if self.times == 2:
+            os.kill(os.getpid(), signal.SIGTSTP)
+        self.rows = rows
+
+with StoppedScreen(1) as screen:
+    while True:
+        screen.draw([[("first row", "")], [("second row", "")]], terminal_of(sys.stdout))
+        time.sleep(0.05)
+"""
+
+
+def test_a_screen_that_is_stopped_while_it_draws_is_drawn_again(tmp_path: Path) -> None:
+    program = tmp_path / "stopped.py"
+    program.write_text(STOPPED)
+    session = Session(["bash", "--norc", "--noprofile", "-i"], PS1="shell> ")
+    try:
+        # Given a program that is stopped in the middle of a picture
+        session.until(lambda: "shell>" in session.text)
+        session.send(f"{sys.executable} {program}\n")
+        session.until(lambda: "Stopped" in session.text)
+        # When it continues
+        session.send("fg\n")
+        # Then it draws all rows again
+        session.until(lambda: session.text.count("first row") == session.text.count("second row") == 2)
     finally:
         session.close()
 
