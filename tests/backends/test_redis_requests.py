@@ -83,6 +83,18 @@ def test_an_unknown_script_is_loaded_once_for_all_requests() -> None:
     assert [request.error for request in requests] == [None] * 3 and not again.unknown
 
 
+def test_the_clock_is_measured_after_a_script_was_loaded() -> None:
+    # Given a request whose script the server does not have, and a clock that was not measured
+    request, clock = an_update("m"), ServerClock()
+    exchanged([request], Exception("NOSCRIPT"))
+    # When the script is loaded
+    exchange = Exchange([request], clock)
+    # Then the server's time comes after that
+    assert exchange.packed == LOAD + pack("TIME") + request.pack(clock)
+    exchange.take(["sha", ("1000", "500000")])
+    assert 1_000_000 < clock.now() < 2_000_000
+
+
 def test_a_script_that_is_unknown_after_it_was_loaded_is_an_error() -> None:
     request = an_update("m")
     exchanged([request], Exception("NOSCRIPT"))

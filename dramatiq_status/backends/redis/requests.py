@@ -264,13 +264,14 @@ class Exchange:
 
     def _pack(self, requests: Sequence[Request], clock: ServerClock) -> None:
         head: list[bytes] = []
-        if not clock.known:
-            self._clock = clock
-            self._packed_at = time.monotonic()
-            head.append(_TIME)
         for script in dict.fromkeys([request.script for request in requests if request.unknown]):
             if script is not None:
                 head.append(pack("SCRIPT", "LOAD", script.text))
+        if not clock.known:
+            # To load a script takes the server about a millisecond, which must not be part of the measured time.
+            self._clock = clock
+            self._packed_at = time.monotonic()
+            head.append(_TIME)
         if head:
             self._next, self.expected = -1, len(head)
         else:
@@ -307,7 +308,7 @@ class Exchange:
         for reply in replies:
             self._check(reply)
         if self._clock is not None and self._head_refusal is None:
-            self._clock.set(replies[0], self._packed_at)
+            self._clock.set(replies[-1], self._packed_at)
 
     def _check(self, reply: Any) -> None:
         if isinstance(reply, Exception):
