@@ -26,6 +26,34 @@ def may_be_interrupted() -> bool:
     return ARE_THREADS_REAL and any(kind.__module__ == "dramatiq.worker" for kind in kinds)
 
 
+class Sleep:
+    """A sleep of one thread, which other threads can end.  A call of :meth:`wake` before the sleep ends it at once.
+
+    It waits for a lock, which is one call into C that signals do not prolong.  Ctrl-C in the wait of a
+    :class:`threading.Event` may raise RuntimeError instead of KeyboardInterrupt.  Before Python 3.13, the wait of a
+    :class:`queue.SimpleQueue` never ends if a signal, such as a stop by Ctrl-Z, interrupts it for longer than its
+    time-out.
+    """
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def wake(self) -> None:
+        """Wake the thread."""
+        try:
+            self._lock.release()
+        except RuntimeError:
+            # It is awake.
+            pass
+
+    def sleep(self, timeout: float) -> bool:
+        """Sleep until another thread wakes this one, for at most `timeout` seconds.  Return whether it was woken."""
+        return self._lock.acquire(timeout=timeout)
+
+
 class WeakList(Generic[T]):
     """A list that does not keep its objects alive.  An iteration leaves out the objects that are gone.
 

@@ -425,8 +425,8 @@ class Hub:
         return self._cancel()
 
     def _cancel(self) -> list[asyncio.Task[None]]:
-        """Cancel the tasks of the hub, and return those that have not ended yet."""
+        """Cancel the tasks of the hub, and return them."""
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
-        return [task for task in tasks if not task.done()]
+        return tasks

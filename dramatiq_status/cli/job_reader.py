@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from .. import _time as time
+from .._interrupts import Sleep
 from ..batch import Batch
 from ..errors import BackendError
 from ..rollup import BatchSnapshot
@@ -99,11 +100,7 @@ class JobReader:
         self._known: dict[str, Snapshot] = {}
         # The first read raises the errors of the store, because there is no view to show yet.
         self._view = self._read()
-        # The reader releases this lock for a new view.  Ctrl-C in the wait of a `threading.Event` may raise a
-        # RuntimeError instead of KeyboardInterrupt.  A process that Ctrl-Z has stopped in the wait of a
-        # `queue.SimpleQueue` may wait forever.
-        self._no_news = threading.Lock()
-        self._no_news.acquire()
+        self._sleep = Sleep()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="dramatiq-status-reader", daemon=True)
         self._thread.start()
@@ -115,7 +112,7 @@ class JobReader:
 
     def wait(self, seconds: float) -> None:
         """Wait for a new view, or for the end of the time."""
-        self._no_news.acquire(timeout=seconds)
+        self._sleep.sleep(seconds)
 
     def renew(self) -> None:
         """Watch the jobs that the list has now, from the next read on."""
@@ -153,18 +150,11 @@ class JobReader:
                 retry = min(_LAST_RETRY, retry * _BACK_OFF) if before.problem else _FIRST_RETRY
                 self._missing.clear()
                 self._view = before._replace(problem=str(e), retry_at=time.monotonic() + retry)
-                self._tell()
+                self._sleep.wake()
                 continue
             view = self._view
             is_new = before.problem or (before.vanished, before.added) != (view.vanished, view.added)
             is_new = is_new or before.found != view.found
             pause = _SHORTEST if is_new else min(pause * _BACK_OFF, _LONGEST)
             if is_new:
-                self._tell()
-
-    def _tell(self) -> None:
-        try:
-            self._no_news.release()
-        except RuntimeError:
-            # The wait for the view before has not begun yet.
-            pass
+                self._sleep.wake()

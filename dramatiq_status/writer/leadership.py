@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from queue import Empty, SimpleQueue
 
 from .. import _time as time
+from .._interrupts import Sleep
 from .._log import logger
 from ..circuit_breaker import CircuitBreaker
 from .operations import Confirmation
@@ -19,27 +19,16 @@ from .queue import SendQueue
 from .sender import Sender
 
 
-class Wakeup:
-    """A sleep of the writer's thread that other threads can end."""
+class Wakeup(Sleep):
+    """The sleep of the writer's thread."""
 
     def __init__(self) -> None:
-        self._calls: SimpleQueue[None] = SimpleQueue()
+        super().__init__()
         #: is_asleep: Whether the writer's thread sleeps. Only that thread sets it to False. If another thread set it,
-        #: and an interrupt struck before its call(), the writer's thread would not be woken. wake_at: End of the sleep,
+        #: and an interrupt struck before its wake(), the writer's thread would not be woken. wake_at: End of the sleep,
         #: by the monotonic clock.
         self.is_asleep: bool = False
         self.wake_at: float = 0.0
-
-    def call(self) -> None:
-        """Wake the thread."""
-        self._calls.put(None)
-
-    def sleep(self, seconds: float) -> None:
-        """Sleep until another thread calls, for at most `seconds`."""
-        try:
-            self._calls.get(timeout=seconds)
-        except Empty:
-            pass
 
 
 class Leadership:
@@ -102,7 +91,7 @@ class Leadership:
                 break
         if self.next_leader is confirmation:
             self.next_leader = None
-        self._wakeup.call()
+        self._wakeup.wake()
 
     def _lead(self) -> None:
         """Lead on a worker's thread: send updates, and pass on the leadership."""
@@ -142,7 +131,7 @@ class Leadership:
     def wake_thread(self) -> None:
         """Wake the writer's thread if it has something to do before it wakes by itself."""
         if self._queue.alarm() < self._wakeup.wake_at or self._queue.is_backlogged:
-            self._wakeup.call()
+            self._wakeup.wake()
 
     def log_unexpected(self) -> None:
         """Log an unexpected error of the writer, and drop the ready buffers, so that the other messages are still

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Iterator
 from itertools import repeat
 from typing import NamedTuple
 
+from .._interrupts import Sleep
 from ..record import Record
 from ..update import Changes, EnqueueId
 
@@ -52,34 +52,21 @@ class Withdrawal(NamedTuple):
     enqueue_id: EnqueueId
 
 
-class Confirmation:
+class Confirmation(Sleep):
     """Object on which a thread waits until the store has all earlier operations of a message."""
 
-    __slots__ = ("_lock", "stored")
+    __slots__ = ("stored",)
 
     def __init__(self) -> None:
+        super().__init__()
         #: Whether the store has all of them; None while that is unknown.
         self.stored: bool | None = None
-        self._lock = threading.Lock()
-        self._lock.acquire()
 
     def release(self, stored: bool) -> None:
         """Set the result, and wake the waiting thread.  A second call has no effect."""
         if self.stored is None:
             self.stored = stored
             self.wake()
-
-    def wake(self) -> None:
-        """Wake the waiting thread without a result."""
-        try:
-            self._lock.release()
-        except RuntimeError:
-            # It is awake.
-            pass
-
-    def sleep(self, timeout: float) -> bool:
-        """Sleep until another thread wakes this one, for at most `timeout` seconds."""
-        return self._lock.acquire(timeout=timeout)
 
     def wait(self, timeout: float) -> bool:
         """Wait for the result for at most `timeout` seconds.

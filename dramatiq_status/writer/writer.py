@@ -133,7 +133,7 @@ class Writer:
         if self._thread is None:
             self._ensure_thread()
         if self._wakeup.is_asleep and self._wakeup.wake_at > due + CHECK_INTERVAL:
-            self._wakeup.call()
+            self._wakeup.wake()
 
     def _signal_due(self) -> float:
         """Signal for the deferred buffers whose time has come, and return the time of the next check."""
@@ -290,7 +290,7 @@ class Writer:
             queue.signals.append(buffer)
         confirmation = Confirmation()
         queue.drains.append(confirmation)
-        self._wakeup.call()
+        self._wakeup.wake()
         if not confirmation.wait(timeout):
             self._end_drain(confirmation)
             self.breaker.gave_up(*self.count_unsent(), timeout)

@@ -97,7 +97,7 @@ def test_failed_heartbeats_are_sent_after_the_outage() -> None:
         # When the hour is over, and the store does not answer
         broken = Broken(backend)
         middleware._writer._heartbeats.due_at = 0.0
-        middleware._writer._wakeup.call()
+        middleware._writer._wakeup.wake()
         eventually(lambda: broken.failures >= 2)
         # And the store is back
         broken.down = False
@@ -110,7 +110,7 @@ def test_heartbeats_probe_a_store_that_is_down() -> None:
         # When the hour is over during a pause of the circuit breaker, because another thread's call has failed
         middleware._breaker.failed(BackendError("for this test"))
         middleware._writer._heartbeats.due_at = 0.0
-        middleware._writer._wakeup.call()
+        middleware._writer._wakeup.wake()
         # Then a heartbeat is sent after the pause
         backend.wait_for(lambda: backend.updates(message_id, Kind.HEARTBEAT))
 

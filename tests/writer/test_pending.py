@@ -74,7 +74,7 @@ def test_updates_that_were_stored_singly_are_not_sent_again(
         buffer.write({}, state=1)
         buffer.write({}, 4)
         other.increment(3)
-    writer._wakeup.call()
+    writer._wakeup.wake()
     # Then each increment counts once
     assert eventually(lambda: (backend.read("b") or {}).get(PROGRESS)) == "3"
     assert writer.drain(PATIENCE)
@@ -110,7 +110,7 @@ def test_only_updates_without_an_outcome_are_sent_again(
         buffer.write({}, 2)
         buffer.write({}, state=1)
         buffer.write({}, 3)
-    writer._wakeup.call()
+    writer._wakeup.wake()
     # Then each increment counts once
     assert eventually(lambda: backend.refused)
     assert writer.drain(PATIENCE)

@@ -27,7 +27,7 @@ def test_a_server_that_does_not_answer_gets_no_further_calls(
     # When the job increments its progress, and ends
     for _ in range(1000):
         buffer.increment()
-        writer._wakeup.call()
+        writer._wakeup.wake()
     confirmation = Confirmation()
     buffer.finish(Finish(COMPLETED, {}, 60_000), confirmation)
     # Then no thread waits for the server, and few calls go to it
