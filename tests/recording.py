@@ -18,6 +18,7 @@ from dramatiq_status import BackendError, StatusMiddleware, StatusRegistry
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import StubBackend
 from dramatiq_status.record import Record
+from dramatiq_status.testing.conformance.store import until_answered
 from dramatiq_status.update import Kind, Outcome, Update
 
 #: Maximum number of seconds that a test waits for an event.
@@ -198,18 +199,18 @@ def eventually(predicate: Callable[[], Any]) -> Any:
 
 
 def answered(ask: Callable[[], Any]) -> Any:
-    """Repeat a call until servers answer in time, which they may not on a busy machine, and return its result."""
+    """Repeat a call until servers answer in time with a true value, and return this value."""
+    return eventually(lambda: until_answered(ask))
 
-    def answer() -> Any:
-        try:
-            found = ask()
-        except BackendError:
-            return None
-        results = found if isinstance(found, list) else [found]
-        missing = any(isinstance(one, BackendError) or one is Outcome.UNAVAILABLE for one in results)
-        return None if missing else found
 
-    return eventually(answer)
+def begun(watch: Callable[[], Iterator[Any]]) -> tuple[Any, Iterator[Any]]:
+    """Begin to watch, again if the first read has no answer in time, and return what it finds and the watch."""
+
+    def begin() -> tuple[Any, Iterator[Any]]:
+        watching = watch()
+        return next(watching), watching
+
+    return until_answered(begin)
 
 
 def all_completed(messages: Sequence[Any], backend: StatusBackend) -> list[Any] | None:

@@ -21,8 +21,8 @@ from dramatiq_status.record import Record
 from dramatiq_status.rollup import BatchSnapshot
 from dramatiq_status.testing.conformance import finish, start
 
-from .aio.test_registry import answered_in_loop
-from .recording import answered, eventually
+from .aio.test_registry import begun_in_loop
+from .recording import answered, begun, eventually
 from .servers import RedisCluster
 
 #: Time-outs that no test reaches by chance, in milliseconds and in seconds.
@@ -208,13 +208,10 @@ def test_watchers_while_a_node_is_frozen(redis_cluster: RedisCluster) -> None:
     patience: Any = {"timeout": FOREVER, "missing_timeout": 300}
 
     async def follow(message_id: str) -> State:
-        async def begin() -> Any:
-            following = aio.StatusRegistry.watch(message_id, backend=backend, **patience)
-            return await anext(following), following
-
-        # The first read of a watcher raises an error if the server does not answer in time.
-        found, following = await answered_in_loop(begin)
-        state: State = found.state
+        found, following = await begun_in_loop(
+            lambda: aio.StatusRegistry.watch(message_id, backend=backend, **patience)
+        )
+        state = found.state
         async for found in following:
             state = found.state
         return state
@@ -224,11 +221,7 @@ def test_watchers_while_a_node_is_frozen(redis_cluster: RedisCluster) -> None:
         return await asyncio.gather(whole, *map(follow, ids))
 
     def watch(message_id: str) -> State:
-        def begin() -> Any:
-            watching = StatusRegistry.watch(message_id, backend=backend, **patience)
-            return next(watching), watching
-
-        found, watching = answered(begin)
+        found, watching = begun(lambda: StatusRegistry.watch(message_id, backend=backend, **patience))
         return [found.state, *(later.state for later in watching)][-1]
 
     with (

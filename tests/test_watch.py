@@ -36,7 +36,7 @@ from dramatiq_status.record import GENERATION, HEARTBEAT_AT, HEARTBEAT_INTERVAL,
 
 from .conftest import StartServer
 from .jobs import Job
-from .recording import PATIENCE, answered, eventually, make_broker, working
+from .recording import PATIENCE, begun, eventually, make_broker, working
 from .servers import RedisServer
 
 PROJECT = Path(__file__).parent.parent
@@ -486,12 +486,9 @@ class TestRedis:
             closing(RedisBackend(url=server.url, timeout=20_000)) as patient,
         ):
             job = Job(patient).enqueue().start()
-
-            def watch() -> Any:
-                watcher = StatusRegistry.watch(job.message_id, backend=backend, missing_timeout=NEVER)
-                return next(watcher), watcher
-
-            first, snapshots = answered(watch)
+            first, snapshots = begun(
+                lambda: StatusRegistry.watch(job.message_id, backend=backend, missing_timeout=NEVER)
+            )
             assert first.working
             # When the server ends, and comes back without its memory, and the job is restored by its run
             server.kill()

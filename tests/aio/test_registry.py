@@ -62,6 +62,16 @@ async def answered_in_loop(ask: Callable[[], Awaitable[T]]) -> T:
             assert time.monotonic() < deadline, "No server has answered in time."
 
 
+async def begun_in_loop(watch: Callable[[], AsyncIterator[T]]) -> tuple[T, AsyncIterator[T]]:
+    """Begin to watch, again if the first read has no answer in time, and return what it finds and the watch."""
+
+    async def begin() -> tuple[T, AsyncIterator[T]]:
+        watching = watch()
+        return await anext(watching), watching
+
+    return await answered_in_loop(begin)
+
+
 @pytest.fixture
 def backend(polled_backend: StatusBackend) -> StatusBackend:
     return polled_backend

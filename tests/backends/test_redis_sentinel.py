@@ -21,7 +21,7 @@ from dramatiq_status.testing.conformance import BackendConformance, enqueue, out
 from dramatiq_status.update import Outcome
 
 from ..conftest import StartServer
-from ..recording import PATIENCE, all_completed, answered, eventually, make_broker, working
+from ..recording import PATIENCE, all_completed, answered, begun, eventually, make_broker, working
 from ..servers import AT_ONCE, RedisSentinels, RedisServer, _Sentinel, free_port
 from .redis_hooks import RedisHooks
 
@@ -375,12 +375,7 @@ def test_a_watcher_during_a_failover(sentinels: RedisSentinels) -> None:
     # Given a watcher of a running message
     backend = make(sentinels, timeout=500)
     answered(lambda: backend.update("m", start(1)))
-
-    def watch() -> Any:
-        watcher = StatusRegistry.watch("m", backend=backend, timeout=60_000)
-        return next(watcher), watcher
-
-    first, seen = answered(watch)
+    first, seen = begun(lambda: StatusRegistry.watch("m", backend=backend, timeout=60_000))
     assert first.working
     eventually(lambda: in_step(sentinels))
     # When the master is killed

@@ -182,16 +182,8 @@ def test_redis_publishes_the_end_of_a_job(redis_url: str, monkeypatch: pytest.Mo
     with closing(RedisBackend(url=redis_url, timeout=20_000)) as backend, closing(Redis.from_url(redis_url)) as client:
         fill(backend)
         done: list[int] = []
-        arguments = [
-            "wait",
-            IDS["queued"],
-            IDS["working"],
-            "--any",
-            "--timeout",
-            "30",
-            "--url",
-            f"{redis_url}?timeout=20000",
-        ]
+        url = f"{redis_url}?timeout=20000"
+        arguments = ["wait", IDS["queued"], IDS["working"], "--any", "--timeout", "30", "--url", url]
         thread = threading.Thread(target=lambda: done.append(main(arguments)))
         thread.start()
         # When a job ends after the command has subscribed to its changes

@@ -137,7 +137,7 @@ def test_ctrl_c_at_any_point_of_a_wait_is_no_other_error(store: SQLiteBackend) -
     reader = JobReader(lambda ids: StatusRegistry.batch(ids, backend=store), [send(store, 0)])
 
     def interrupted_at(event: int) -> bool:
-        # Python calls this at the begin and at the end of each call.
+        # Python calls this at the beginning and at the end of each call.
         def count(*_: object) -> None:
             nonlocal event
             event -= 1

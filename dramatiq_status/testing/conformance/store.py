@@ -101,14 +101,15 @@ def read_many(backend: StatusBackend, message_ids: Sequence[str]) -> list[Record
 
 
 def until_answered(call: Callable[[], T]) -> T:
-    """Repeat a call until the store answers in time, and return the result.  With a short time-out, a call may fail on
-    a busy machine, and a call with many updates may find one of several servers unavailable.
+    """Repeat a call until all servers of the store answer in time, and return the result.  On a busy machine, they may
+    take longer than a short time-out.
     """
     deadline = time.monotonic() + 20
     while True:
         try:
             found = call()
-            if not isinstance(found, list) or not any(one is Outcome.UNAVAILABLE for one in found):
+            results = found if isinstance(found, list) else [found]
+            if not any(one is Outcome.UNAVAILABLE or isinstance(one, BackendError) for one in results):
                 return found
         except BackendError:
             pass

@@ -111,7 +111,7 @@ def test_a_contended_message_holds_up_no_other_message_of_a_worker(
 ) -> None:
     # Given a worker whose jobs increment one message, and write to another one, to which another process also writes
     caplog.set_level(logging.INFO, logger="dramatiq_status")
-    writer = make(timeout=2_000)
+    writer = make(timeout=500)
     broker = make_broker(writer)
     counter = uuid4().hex
     backend.update(counter, start(1))

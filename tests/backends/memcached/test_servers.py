@@ -27,10 +27,10 @@ from dramatiq_status.testing.updates import enqueue, finish, outside, start, wri
 from dramatiq_status.update import Outcome, Update
 from dramatiq_status.writer import sender as sender_module
 
-from ...aio.test_registry import answered_in_loop
+from ...aio.test_registry import begun_in_loop
 from ...conftest import StartServer, started
 from ...pace import own_clock
-from ...recording import RecordingBackend, all_completed, answered, eventually, make_broker, raised_by, working
+from ...recording import RecordingBackend, all_completed, answered, begun, eventually, make_broker, raised_by, working
 from ...servers import MemcachedServer
 from .test_backend import PATIENT, MemcachedConformance
 
@@ -330,21 +330,14 @@ def test_watchers_wait_for_a_server_that_is_down(fleet: Fleet) -> None:
     patience: Any = {"timeout": 40_000, "missing_timeout": 1}
 
     def watch() -> None:
-        def begin() -> Any:
-            watching = StatusRegistry.watch(message_id, backend=backend, **patience)
-            return next(watching), watching
-
-        # The first read of a watcher raises an error if the server does not answer in time.
-        seen["watch"], watching = answered(begin)
+        seen["watch"], watching = begun(lambda: StatusRegistry.watch(message_id, backend=backend, **patience))
         for snapshot in watching:
             seen["watch"] = snapshot
 
     async def watch_in_a_loop() -> None:
-        async def begin() -> Any:
-            watching = aio.StatusRegistry.watch(message_id, backend=backend, **patience)
-            return await anext(watching), watching
-
-        seen["aio.watch"], watching = await answered_in_loop(begin)
+        seen["aio.watch"], watching = await begun_in_loop(
+            lambda: aio.StatusRegistry.watch(message_id, backend=backend, **patience)
+        )
         async for snapshot in watching:
             seen["aio.watch"] = snapshot
 
@@ -397,7 +390,7 @@ def test_a_server_that_has_failed_is_not_called_for_a_while(
     fleet: Fleet, backend: MemcachedBackend, lost: MemcachedServer
 ) -> None:
     # Given a server that was down when it was called, and is back
-    (message_id,) = ids_on(backend, lost, 1)
+    message_id, *others = ids_on(backend, lost, 20)
     assert backend.update_many([(message_id, enqueue())]) == [Outcome.UNAVAILABLE]
     (server,) = [server for server in backend._servers.by_node.values() if server.breaker.down]
     lost.start()
@@ -409,9 +402,10 @@ def test_a_server_that_has_failed_is_not_called_for_a_while(
     # And after that time, it is called
     def retry() -> list[Outcome]:
         server.breaker.retry_at = 0.0
-        return backend.update_many([(message_id, enqueue())])
+        # If a reply is late, the server may have stored the message.
+        return backend.update_many([(others.pop(), enqueue())])
 
-    assert answered(retry) in ([Outcome.APPLIED], [Outcome.LATE])
+    assert answered(retry) == [Outcome.APPLIED]
     assert not server.breaker.down
 
 
